@@ -1,0 +1,1 @@
+"""Serving: the engine that batches requests and the gateway that speaks HTTP."""

@@ -1,0 +1,52 @@
+"""What an engine tells about itself: counters since it started and gauges of this moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot of one replica. Times are seconds; counters only ever grow while the replica lives."""
+
+    replica: str
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    num_slots: int = 0
+    num_free_slots: int = 0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_aborted: int = 0
+    step_time_s: float = 0.0
+    forward_time_s: float = 0.0
+    idle_time_s: float = 0.0
+    start_up_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    """Whether a request sent now would make progress. `reason` says why not, in words fit for a client."""
+
+    is_healthy: bool
+    reason: str = ""
+    seconds_since_progress: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a gateway must know of the engine it speaks to."""
+
+    model_dir: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_id: int | None
+    dtype: str
+    memory_dtype: str
+    device: str
+    kernel_path: str
+    fingerprint: str
+    num_parameters: int

@@ -1,0 +1,38 @@
+"""The port through which a gateway reaches an engine, wherever that runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from service.engine.request import Request, RequestOutput
+from service.engine.stats import EngineHealth, EngineInfo, EngineStats
+
+
+class EngineClient(Protocol):
+    """One engine or many behind one door: in this process, over Ray, or a twin for tests."""
+
+    async def info(self) -> EngineInfo:
+        """What is served. Constant while the client lives."""
+        ...
+
+    def generate(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
+        """Yields each step's new ids until one output `is_finished`, exactly once, and ends.
+
+        Raises an `EngineError` before the first output when the request is not accepted. A failure after that is a
+        terminal output with `FinishReason.ERROR`. Closing the generator (`aclose`) or cancelling the task that reads
+        it aborts the request and frees its memory.
+        """
+        ...
+
+    async def health(self) -> EngineHealth:
+        """Tied to step progress: red when the engine died or is stuck with work queued."""
+        ...
+
+    async def stats(self) -> Sequence[EngineStats]:
+        """One snapshot per replica."""
+        ...
+
+    async def close(self) -> None:
+        """Ends whatever still runs and lets go of the engine."""
+        ...
