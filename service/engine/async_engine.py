@@ -1,0 +1,183 @@
+"""Drives an engine from a thread of its own and posts what each step produced to an asyncio loop, once per step."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from service.engine.engine import Engine
+from service.engine.errors import EngineDeadError, EngineOverloadedError, RequestRejectedError
+from service.engine.request import FinishReason, Request, RequestOutput
+from service.engine.stats import EngineHealth, EngineInfo, EngineStats
+
+logger = logging.getLogger(__name__)
+
+Listener = Callable[[RequestOutput], None]
+
+_DEAD_MESSAGE = "the engine stopped after an internal error"
+
+
+class AsyncEngine:
+    """An engine for many concurrent callers of one asyncio loop.
+
+    All public methods are called on that loop; the step thread alone touches the engine. Whatever happens (a step
+    raises, the engine is closed), every accepted request's listener hears exactly one finished output.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        info: EngineInfo,
+        *,
+        max_num_requests: int,
+        stall_timeout_s: float = 60.0,
+        replica: str = "0",
+        start_up_s: float = 0.0,
+    ) -> None:
+        self.info = info
+        self._engine = engine
+        self._max_num_requests = max_num_requests
+        self._stall_timeout_s = stall_timeout_s
+        self._replica = replica
+        self._start_up_s = start_up_s
+        self._listeners: dict[str, Listener] = {}
+        self._inbox: deque[Request | str] = deque()
+        self._wake = threading.Condition()
+        self._is_closing = False
+        self._failure: str | None = None
+        self._idle_time_s = 0.0
+        self._last_progress_s = time.monotonic()
+        self._finish_times_s: deque[float] = deque(maxlen=64)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the step thread. Results go to the loop that runs now."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def submit(self, request: Request, listener: Listener) -> None:
+        """Accepts `request`; `listener` hears every output on the loop, the last one finished, exactly once.
+
+        Raises EngineOverloadedError when the queue is full, EngineDeadError when the engine has stopped and
+        RequestRejectedError when the id is in use or the request could never run here.
+        """
+        if self._failure or self._is_closing:
+            raise EngineDeadError(self._failure or "the engine is shutting down")
+        if request.request_id in self._listeners:
+            raise RequestRejectedError(f"request id {request.request_id!r} is in use")
+        self._engine.validate(request)
+        if len(self._listeners) >= self._max_num_requests:
+            raise EngineOverloadedError(
+                f"the server is full: {len(self._listeners)} requests are running or waiting",
+                retry_after_s=self._seconds_per_request(),
+            )
+        if not self._listeners:
+            self._last_progress_s = time.monotonic()
+        self._listeners[request.request_id] = listener
+        self._post(request)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request within a step. Its listener hears `FinishReason.ABORT`; unknown ids are ignored."""
+        if request_id in self._listeners:
+            self._post(request_id)
+
+    def health(self) -> EngineHealth:
+        """Red when a step raised, or when there is work but no step has ended for `stall_timeout_s`."""
+        if self._failure:
+            return EngineHealth(False, self._failure)
+        if self._is_closing or not self._thread.is_alive():
+            return EngineHealth(False, "the engine is not running")
+        waited_s = time.monotonic() - self._last_progress_s if self._listeners else 0.0
+        if waited_s > self._stall_timeout_s:
+            return EngineHealth(False, f"no engine step has ended for {waited_s:.0f} s", waited_s)
+        return EngineHealth(True, seconds_since_progress=waited_s)
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges of this moment."""
+        return self._engine.stats(self._replica, idle_time_s=self._idle_time_s, start_up_s=self._start_up_s)
+
+    async def close(self) -> None:
+        """Stops the thread after the step it is in; requests still here end with an error output."""
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+        self._fail_all("the engine is shutting down")
+
+    def _seconds_per_request(self) -> float:
+        """Time until one place is free, from the measured rate at which requests end."""
+        if len(self._finish_times_s) < 2:
+            return 1.0
+        span_s = time.monotonic() - self._finish_times_s[0]
+        return span_s / len(self._finish_times_s)
+
+    # From here on: the step thread, and what it posts to the loop.
+
+    def _post(self, message: Request | str) -> None:
+        with self._wake:
+            self._inbox.append(message)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                outputs = self._read_inbox()
+                outputs += self._engine.step()
+                self._last_progress_s = time.monotonic()
+                if outputs:
+                    self._call_on_loop(self._deliver, outputs)
+        except Exception:
+            logger.exception("engine step failed; the engine stops")
+            self._failure = _DEAD_MESSAGE
+            self._call_on_loop(self._fail_all, _DEAD_MESSAGE)
+
+    def _wait_for_work(self) -> bool:
+        """Blocks while there is nothing to do. False when the engine is closing."""
+        if self._inbox or self._engine.has_work:
+            return not self._is_closing
+        started_s = time.monotonic()
+        with self._wake:
+            self._wake.wait_for(lambda: self._inbox or self._is_closing)
+        self._idle_time_s += time.monotonic() - started_s
+        return not self._is_closing
+
+    def _read_inbox(self) -> list[RequestOutput]:
+        outputs: list[RequestOutput] = []
+        while self._inbox:
+            message = self._inbox.popleft()
+            if isinstance(message, Request):
+                self._engine.add_request(message)
+            elif output := self._engine.abort(message):
+                outputs.append(output)
+        return outputs
+
+    def _call_on_loop(self, function: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None
+        # The loop may have closed under us at interpreter exit: then nobody listens any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
+        for output in outputs:
+            if output.is_finished:
+                self._finish_times_s.append(time.monotonic())
+                listener = self._listeners.pop(output.request_id, None)
+            else:
+                listener = self._listeners.get(output.request_id)
+            if listener is not None:
+                listener(output)
+
+    def _fail_all(self, message: str) -> None:
+        self._deliver(
+            [
+                RequestOutput(request_id, finish_reason=FinishReason.ERROR, error=message)
+                for request_id in list(self._listeners)
+            ]
+        )

@@ -1,0 +1,90 @@
+"""From an `EngineConfig` to an engine ready to start: loads the checkpoint, sizes and allocates its memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from model.cache import MemoryCache
+from model.checkpoint import load_model
+from service.config import EngineConfig
+from service.engine.async_engine import AsyncEngine
+from service.engine.block_manager import BlockManager
+from service.engine.engine import Engine
+from service.engine.memory_plan import plan_memory
+from service.engine.runner import ModelRunner
+from service.engine.scheduler import Scheduler, SchedulerConfig
+from service.engine.stats import EngineInfo
+
+
+def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
+    """Loads the checkpoint and allocates the memory cache. Blocks.
+
+    Raises FileNotFoundError or ValueError for a missing or unusable checkpoint or device, MemoryError when the cache
+    does not fit.
+    """
+    started_s = time.monotonic()
+    torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    dtype, memory_dtype = resolve_dtypes(config)
+    model = load_model(Path(config.model_dir), device=config.device, dtype=dtype)
+    state_dtype = torch.float64 if dtype is torch.float64 else torch.float32
+    memory = plan_memory(config, model.config, memory_dtype, state_dtype)
+    cache = MemoryCache(
+        model.config,
+        num_blocks=memory.num_blocks,
+        block_size=config.block_size,
+        num_slots=memory.num_slots,
+        device=config.device,
+        memory_dtype=memory_dtype,
+        state_dtype=state_dtype,
+    )
+    scheduler = Scheduler(
+        SchedulerConfig(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=memory.max_model_len,
+            vocab_size=model.config.vocab_size,
+            eos_token_id=model.config.eos_token_id,
+        ),
+        BlockManager(memory.num_blocks, config.block_size, memory.num_slots),
+    )
+    kernel_path = f"torch-{torch.device(config.device).type}"
+    names = [str(t).removeprefix("torch.") for t in (dtype, memory_dtype)]
+    info = EngineInfo(
+        model_dir=config.model_dir,
+        vocab_size=model.config.vocab_size,
+        max_model_len=memory.max_model_len,
+        eos_token_id=model.config.eos_token_id,
+        dtype=names[0],
+        memory_dtype=names[1],
+        device=config.device,
+        kernel_path=kernel_path,
+        fingerprint="-".join([model.fingerprint[:12], *names, kernel_path]),
+        num_parameters=model.num_parameters,
+    )
+    return AsyncEngine(
+        Engine(scheduler, ModelRunner(model, cache)),
+        info,
+        max_num_requests=config.max_num_seqs + config.max_num_waiting,
+        stall_timeout_s=config.stall_timeout_s,
+        replica=replica,
+        start_up_s=time.monotonic() - started_s,
+    )
+
+
+def resolve_dtypes(config: EngineConfig) -> tuple[torch.dtype, torch.dtype]:
+    """The types of weights and of stored pairs.
+
+    "auto" weights are bfloat16 on a GPU and float32 elsewhere. "auto" pairs are float32 beside float32 weights and
+    float16 otherwise: stored keys and values have unit norm, where float16 is eight times finer than bfloat16, and the
+    kernel's sharpness (a logit scale of 100 and more) turns key rounding into logit error.
+    """
+    is_gpu = torch.device(config.device).type == "cuda"
+    name = config.dtype if config.dtype != "auto" else ("bfloat16" if is_gpu else "float32")
+    dtype: torch.dtype = getattr(torch, name)
+    if config.memory_dtype != "auto":
+        return dtype, getattr(torch, config.memory_dtype)
+    return dtype, torch.float32 if dtype is torch.float32 else torch.float16

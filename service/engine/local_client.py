@@ -1,0 +1,43 @@
+"""The engine client for an engine in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from service.engine.async_engine import AsyncEngine
+from service.engine.request import Request, RequestOutput
+from service.engine.stats import EngineHealth, EngineInfo, EngineStats
+
+
+class LocalEngineClient:
+    """Implements the gateway's `EngineClient` over an `AsyncEngine` on the same loop."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def info(self) -> EngineInfo:
+        return self._engine.info
+
+    async def generate(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
+        """See `EngineClient.generate`: leaving the generator early, in any way, aborts the request."""
+        outputs: asyncio.Queue[RequestOutput] = asyncio.Queue()
+        self._engine.submit(request, outputs.put_nowait)
+        is_finished = False
+        try:
+            while not is_finished:
+                output = await outputs.get()
+                is_finished = output.is_finished
+                yield output
+        finally:
+            if not is_finished:
+                self._engine.abort(request.request_id)
+
+    async def health(self) -> EngineHealth:
+        return self._engine.health()
+
+    async def stats(self) -> list[EngineStats]:
+        return [self._engine.stats()]
+
+    async def close(self) -> None:
+        await self._engine.close()

@@ -1,0 +1,76 @@
+"""How many blocks and slots fit: from a config, a model and the memory of the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.cache import MemoryCache
+from model.config import MosaicConfig
+from service.config import EngineConfig
+
+# Of what is available when nobody says how much: the weights of other replicas and the clients need room too.
+_DEFAULT_SHARE = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Sizes of a memory cache. `num_bytes` covers blocks and slots."""
+
+    max_model_len: int
+    num_blocks: int
+    num_slots: int
+    num_bytes: int
+
+
+def plan_memory(
+    config: EngineConfig, model: MosaicConfig, memory_dtype: torch.dtype, state_dtype: torch.dtype
+) -> MemoryPlan:
+    """Resolves the open sizes of `config`. Raises MemoryError when not even one full sequence fits."""
+    max_model_len = config.max_model_len or model.block_size
+    block_bytes = MemoryCache.block_bytes(model, config.block_size, memory_dtype)
+    slot_bytes = MemoryCache.slot_bytes(model, state_dtype) * config.max_num_seqs
+    per_sequence = -(-(max_model_len - 1) // config.block_size)
+    wanted = per_sequence * config.max_num_seqs
+    budget = config.memory_bytes or int(available_bytes(config.device) * _DEFAULT_SHARE)
+    num_blocks = (budget - slot_bytes) // block_bytes
+    if config.memory_bytes is None:
+        num_blocks = min(num_blocks, wanted)
+    if num_blocks < per_sequence:
+        needed = per_sequence * block_bytes + slot_bytes
+        raise MemoryError(
+            f"the memory cache may take {_mib(budget)} MiB, but one sequence of {max_model_len} tokens and "
+            f"{config.max_num_seqs} state slots need {_mib(needed)} MiB: lower max_model_len or max_num_seqs, or "
+            "give it more memory"
+        )
+    num_blocks = max(num_blocks, 1)
+    return MemoryPlan(max_model_len, num_blocks, config.max_num_seqs, num_blocks * block_bytes + slot_bytes)
+
+
+def available_bytes(device: str) -> int:
+    """Memory that could be taken now, in bytes: of the GPU, or of this machine or its container."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    return min(_meminfo_available(), _cgroup_available())
+
+
+def _meminfo_available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo has no MemAvailable")
+
+
+def _cgroup_available() -> int:
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (root / "memory.max").read_text().strip(), (root / "memory.current").read_text()
+        return _meminfo_available() if limit == "max" else int(limit) - int(used)
+    except OSError:
+        return _meminfo_available()
+
+
+def _mib(num_bytes: int) -> int:
+    return -(-num_bytes // 2**20)

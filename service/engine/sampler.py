@@ -1,0 +1,99 @@
+"""From logits to token ids. Every row is drawn by its own request's parameters and its own random number."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from service.engine.request import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """How to draw one token: the request's parameters, how many tokens it has, ids it may not draw just now."""
+
+    params: SamplingParams
+    position: int
+    banned_token_ids: tuple[int, ...] = ()
+
+
+def uniform(seed: int, choice_index: int, position: int) -> float:
+    """A number in [0, 1) that depends on its arguments alone: a counter-based generator with 53 random bits.
+
+    No state is shared between requests or steps, so a request draws the same tokens whatever runs beside it, after
+    preemption and on another replica.
+    """
+    key = struct.pack("<QQQ", seed & 0xFFFF_FFFF_FFFF_FFFF, choice_index, position)
+    digest = hashlib.blake2b(key, digest_size=8).digest()
+    return float(int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    """Draws one token per row of `logits` [rows, vocab] (float, modified in place where ids are banned).
+
+    The filters are applied in the order temperature, min-p, top-k, top-p, as in vLLM; ties go to the lower id.
+    """
+    for i, row in enumerate(rows):
+        if row.banned_token_ids:
+            logits[i, list(row.banned_token_ids)] = -torch.inf
+    token_ids: list[int] = logits.argmax(dim=-1).tolist()
+    drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
+    filtered = [i for i in drawn if _has_filter(rows[i].params)]
+    plain = [i for i in drawn if not _has_filter(rows[i].params)]
+    for indices, draw in ((plain, _draw_plain), (filtered, _draw_filtered)):
+        if indices:
+            drawn_ids = draw(logits[indices], [rows[i] for i in indices])
+            for i, token_id in zip(indices, drawn_ids, strict=True):
+                token_ids[i] = token_id
+    return token_ids
+
+
+def _has_filter(params: SamplingParams) -> bool:
+    return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+
+
+def _probabilities(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    # float64 keeps the cumulative sums below exact enough for vocabularies of any size.
+    temperature = torch.tensor([row.params.temperature for row in rows], dtype=torch.float64)
+    # Against the maximum, so that a temperature however small sharpens and never overflows.
+    logits = logits.double() - logits.amax(dim=-1, keepdim=True)
+    return torch.softmax(logits / temperature.to(logits.device).unsqueeze(1), dim=-1)
+
+
+def _draw_plain(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    return _invert(_probabilities(logits, rows).cumsum(dim=-1), rows)
+
+
+def _draw_filtered(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    probabilities, order = _probabilities(logits, rows).sort(dim=-1, descending=True, stable=True)
+    vocab = probabilities.shape[-1]
+    device = logits.device
+    min_p = torch.tensor([row.params.min_p for row in rows], dtype=torch.float64, device=device).unsqueeze(1)
+    top_k = torch.tensor([row.params.top_k or vocab for row in rows], device=device).unsqueeze(1)
+    top_p = torch.tensor([row.params.top_p for row in rows], dtype=torch.float64, device=device).unsqueeze(1)
+    rank = torch.arange(vocab, device=device)
+    keep = (probabilities >= min_p * probabilities[:, :1]) & (rank < top_k)
+    kept = probabilities.where(keep, 0.0)
+    # The nucleus: the fewest tokens whose mass, among those still there, reaches top_p. The first always stays.
+    before = kept.cumsum(dim=-1) - kept
+    kept = kept.where((before < top_p * kept.sum(dim=-1, keepdim=True)) | (rank == 0), 0.0)
+    ranks = torch.tensor(_invert(kept.cumsum(dim=-1), rows), device=device)
+    picked: list[int] = order.gather(1, ranks.unsqueeze(1)).squeeze(1).tolist()
+    return picked
+
+
+def _invert(cumulative: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    """The first index whose cumulative mass exceeds u times the total: never one of zero probability."""
+    draws = [uniform(row.params.seed, row.params.choice_index, row.position) for row in rows]
+    u = torch.tensor(draws, dtype=torch.float64, device=cumulative.device).unsqueeze(1)
+    total = cumulative[:, -1:]
+    indices = torch.searchsorted(cumulative, u * total, right=True)
+    # u * total can round up to the total: then the last index that carries mass is meant.
+    last = torch.searchsorted(cumulative, total, right=False)
+    result: list[int] = torch.minimum(indices, last).squeeze(1).tolist()
+    return result

@@ -1,0 +1,217 @@
+"""Which tokens of which sequences the next step absorbs. Integers only: policy never sees a tensor."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+from service.engine.block_manager import BlockManager
+from service.engine.errors import RequestRejectedError
+from service.engine.request import FinishReason, Request, RequestOutput
+from service.engine.sequence import RequestStatus, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Limits of one scheduler. `eos_token_id` ends a request unless it says otherwise."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    vocab_size: int
+    eos_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """Tokens [start, start + num_tokens) of `sequence`; `is_sampled` when the last known token is among them."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    is_sampled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """The plan of one step, at most `max_num_batched_tokens` tokens, each sequence at most once."""
+
+    scheduled: tuple[ScheduledSequence, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(item.num_tokens for item in self.scheduled)
+
+
+class Scheduler:
+    """Continuous batching, first come first served.
+
+    Every running sequence that lacks one token decodes; what is left of the token budget goes to prompts, in chunks,
+    and then to new sequences. When blocks run out the youngest running sequence is preempted: it gives its memory
+    back, keeps its tokens and absorbs them again later. All running sequences arrived before all waiting ones, so
+    the oldest always advances and every request ends.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, blocks: BlockManager, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        if blocks.num_blocks_for(config.max_model_len) > blocks.num_blocks:
+            raise ValueError(
+                f"{blocks.num_blocks} blocks of {blocks.block_size} pairs cannot hold one sequence of "
+                f"max_model_len {config.max_model_len}"
+            )
+        if config.max_num_batched_tokens < config.max_num_seqs:
+            raise ValueError("max_num_batched_tokens must be at least max_num_seqs")
+        self.config = config
+        self.blocks = blocks
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self._clock = clock
+        # Free blocks that admission leaves alone, so that a newcomer does not at once preempt or get preempted.
+        self._watermark = blocks.num_blocks // 100
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def validate(self, request: Request) -> None:
+        """Raises RequestRejectedError when `request` could never run here. Reads constants only: any thread may ask."""
+        num_prompt, sampling = len(request.prompt_token_ids), request.sampling
+        if num_prompt == 0:
+            raise RequestRejectedError("the prompt has no tokens")
+        if sampling.max_tokens <= len(request.output_token_ids):
+            raise RequestRejectedError(f"max_tokens is {sampling.max_tokens}: nothing is left to generate")
+        if num_prompt + sampling.max_tokens > self.config.max_model_len:
+            raise RequestRejectedError(
+                f"the prompt has {num_prompt} tokens and max_tokens is {sampling.max_tokens}: together they exceed "
+                f"the model's limit of {self.config.max_model_len} tokens"
+            )
+        token_ids = (*request.prompt_token_ids, *request.output_token_ids, *sampling.stop_token_ids)
+        if min(token_ids) < 0 or max(token_ids) >= self.config.vocab_size:
+            raise RequestRejectedError(f"token ids must be in 0..{self.config.vocab_size - 1}")
+
+    def add(self, request: Request) -> None:
+        """Queues `request`. Raises RequestRejectedError when it could never run here."""
+        self.validate(request)
+        self.waiting.append(Sequence(request, self._clock()))
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """Ends a request wherever it is and frees its memory; None when it is not here (any more)."""
+        for queue in (self.running, self.waiting):
+            for sequence in queue:
+                if sequence.request_id == request_id:
+                    queue.remove(sequence)
+                    return self._finish(sequence, FinishReason.ABORT)
+        return None
+
+    def schedule(self) -> SchedulerOutput:
+        """Plans the next step: takes memory for it, moves sequences between waiting and running."""
+        budget = self.config.max_num_batched_tokens
+        scheduled, has_preempted = self._schedule_decodes()
+        budget -= len(scheduled)
+        for sequence in self.running:
+            if sequence.num_uncomputed_tokens > 1 and budget > 0:
+                budget -= _append_chunk(scheduled, sequence, budget)
+        if not has_preempted:
+            self._admit(scheduled, budget)
+        return SchedulerOutput(tuple(scheduled))
+
+    def _schedule_decodes(self) -> tuple[list[ScheduledSequence], bool]:
+        scheduled: list[ScheduledSequence] = []
+        has_preempted = False
+        for sequence in list(self.running):
+            if sequence.num_uncomputed_tokens != 1 or sequence.status is not RequestStatus.RUNNING:
+                continue
+            while not self.blocks.can_grow(sequence, sequence.num_tokens):
+                has_preempted = True
+                if self._preempt_youngest() is sequence:
+                    break
+            else:
+                self.blocks.grow(sequence, sequence.num_tokens)
+                _append_chunk(scheduled, sequence, 1)
+        return scheduled, has_preempted
+
+    def _preempt_youngest(self) -> Sequence:
+        # Decodes are planned from the oldest on, so the youngest is never one already in the plan.
+        victim = self.running.pop()
+        self.blocks.release(victim)
+        victim.num_computed_tokens = 0
+        victim.status = RequestStatus.WAITING
+        self.waiting.appendleft(victim)
+        self.num_preemptions += 1
+        return victim
+
+    def _admit(self, scheduled: list[ScheduledSequence], budget: int) -> None:
+        while self.waiting and budget > 0 and len(self.running) < self.config.max_num_seqs:
+            sequence = self.waiting[0]
+            reserve = self._watermark if self.running else 0
+            # All blocks of the tokens known so far are taken at once: a half-admitted prompt could deadlock others.
+            if not (self.blocks.num_free_slots and self.blocks.can_grow(sequence, sequence.num_tokens, reserve)):
+                return
+            self.waiting.popleft()
+            self.blocks.take_slot(sequence)
+            self.blocks.grow(sequence, sequence.num_tokens)
+            sequence.status = RequestStatus.RUNNING
+            if sequence.first_scheduled_s is None:
+                sequence.first_scheduled_s = self._clock()
+            self.running.append(sequence)
+            budget -= _append_chunk(scheduled, sequence, budget)
+
+    def update_from_output(self, plan: SchedulerOutput, token_ids: SequenceOf[int | None]) -> list[RequestOutput]:
+        """Books what a step did. `token_ids[i]` is the token sampled for `plan.scheduled[i]`, None if none was."""
+        now_s = self._clock()
+        outputs = []
+        for item, token_id in zip(plan.scheduled, token_ids, strict=True):
+            sequence = item.sequence
+            sequence.num_computed_tokens += item.num_tokens
+            if token_id is None:
+                continue
+            sequence.append(token_id, now_s, self.config.eos_token_id)
+            if sequence.finish_reason is None:
+                outputs.append(RequestOutput(sequence.request_id, (token_id,)))
+            else:
+                outputs.append(self._finish(sequence, sequence.finish_reason, (token_id,)))
+        if any(output.is_finished for output in outputs):
+            self.running = [s for s in self.running if s.status is RequestStatus.RUNNING]
+        return outputs
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, new_token_ids: tuple[int, ...] = ()) -> RequestOutput:
+        sequence.status = RequestStatus.FINISHED
+        sequence.finish_reason = reason
+        self.blocks.release(sequence)
+        return RequestOutput(
+            sequence.request_id,
+            new_token_ids,
+            finish_reason=reason,
+            stop_token_id=sequence.stop_token_id,
+            timing=sequence.timing(self._clock()),
+        )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when an invariant of queues or memory is broken. For tests, after every step."""
+        self.blocks.check_integrity(self.running)
+        assert len(self.running) <= self.config.max_num_seqs
+        for sequence in self.running:
+            assert sequence.status is RequestStatus.RUNNING
+            assert sequence.slot is not None
+            assert 0 <= sequence.num_computed_tokens < sequence.num_tokens <= self.config.max_model_len
+            assert len(sequence.block_table) >= self.blocks.num_blocks_for(sequence.num_computed_tokens)
+            assert len(sequence.block_table) <= self.blocks.num_blocks_for(sequence.num_tokens)
+        for sequence in self.waiting:
+            assert sequence.status is RequestStatus.WAITING
+            assert sequence.num_computed_tokens == 0
+            assert not sequence.block_table
+            assert sequence.slot is None
+        arrivals = [s.arrival_s for s in (*self.running, *self.waiting)]
+        assert arrivals == sorted(arrivals), "first come, first served is broken"
+
+
+def _append_chunk(scheduled: list[ScheduledSequence], sequence: Sequence, budget: int) -> int:
+    num_tokens = min(sequence.num_uncomputed_tokens, budget)
+    is_sampled = num_tokens == sequence.num_uncomputed_tokens
+    scheduled.append(ScheduledSequence(sequence, sequence.num_computed_tokens, num_tokens, is_sampled))
+    return num_tokens

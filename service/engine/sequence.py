@@ -1,0 +1,96 @@
+"""A request inside the engine: its tokens so far, how many are absorbed, and what memory it holds."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from service.engine.request import FinishReason, Request, RequestTiming
+
+
+class RequestStatus(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """Mutable state of one request.
+
+    There is no phase flag: `num_computed_tokens` chases `num_tokens`. A new prompt, a chunk of one, a decode step and
+    a restart after preemption differ only in the distance between the two.
+    """
+
+    __slots__ = (
+        "arrival_s",
+        "block_table",
+        "finish_reason",
+        "first_scheduled_s",
+        "first_token_s",
+        "num_computed_tokens",
+        "num_resumed_tokens",
+        "request",
+        "slot",
+        "status",
+        "stop_token_id",
+        "token_ids",
+    )
+
+    def __init__(self, request: Request, arrival_s: float) -> None:
+        self.request = request
+        self.status = RequestStatus.WAITING
+        self.token_ids: list[int] = [*request.prompt_token_ids, *request.output_token_ids]
+        self.num_resumed_tokens = len(request.output_token_ids)
+        self.num_computed_tokens = 0
+        self.block_table: list[int] = []
+        self.slot: int | None = None
+        self.finish_reason: FinishReason | None = None
+        self.stop_token_id: int | None = None
+        self.arrival_s = arrival_s
+        self.first_scheduled_s: float | None = None
+        self.first_token_s: float | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Ids generated so far, those brought along from elsewhere included."""
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+    def append(self, token_id: int, now_s: float, eos_token_id: int | None) -> None:
+        """Takes a sampled token and decides whether it ends the request."""
+        self.token_ids.append(token_id)
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        sampling = self.request.sampling
+        if self.num_output_tokens >= sampling.min_tokens:
+            is_eos = token_id == eos_token_id and not sampling.ignore_eos
+            if is_eos or token_id in sampling.stop_token_ids:
+                self.finish_reason = FinishReason.STOP
+                self.stop_token_id = token_id
+                return
+        if self.num_output_tokens >= sampling.max_tokens:
+            self.finish_reason = FinishReason.LENGTH
+
+    def timing(self, now_s: float) -> RequestTiming:
+        """Splits the time from arrival to `now_s` into waiting, prefill (to the first token) and decode."""
+        scheduled_s = now_s if self.first_scheduled_s is None else self.first_scheduled_s
+        first_token_s = now_s if self.first_token_s is None else self.first_token_s
+        return RequestTiming(
+            queued_s=scheduled_s - self.arrival_s,
+            prefill_s=first_token_s - scheduled_s,
+            decode_s=now_s - first_token_s,
+        )
