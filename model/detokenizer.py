@@ -1,0 +1,30 @@
+"""Text from a growing list of token ids, never showing half a character."""
+
+import codecs
+from collections.abc import Sequence
+
+from model.tokenizer import Tokenizer
+
+
+class IncrementalDetokenizer:
+    """Turns token ids into text as they arrive.
+
+    A character whose bytes lie in several tokens is held back until its last one; bytes that cannot begin or
+    continue a character become U+FFFD at once. All pushes and the flush, joined, equal `Tokenizer.decode` of
+    all ids. Each push costs time in its own ids only.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text completed by `token_ids`."""
+        return self._decoder.decode(self._tokenizer.bytes_of(token_ids, self._skip_special))
+
+    def flush(self) -> str:
+        """The text of the bytes held back, now that no token follows; ready for a new text after it."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
