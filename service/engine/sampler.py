@@ -91,7 +91,7 @@ def _invert(cumulative: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     """The first index whose cumulative mass exceeds u times the total: never one of zero probability."""
     draws = [uniform(row.params.seed, row.params.choice_index, row.position) for row in rows]
     u = torch.tensor(draws, dtype=torch.float64, device=cumulative.device).unsqueeze(1)
-    total = cumulative[:, -1:]
+    total = cumulative[:, -1:].contiguous()
     indices = torch.searchsorted(cumulative, u * total, right=True)
     # u * total can round up to the total: then the last index that carries mass is meant.
     last = torch.searchsorted(cumulative, total, right=False)

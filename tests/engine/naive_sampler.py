@@ -1,0 +1,38 @@
+"""Sampling written as plainly as its definition, one row at a time in Python floats."""
+
+from __future__ import annotations
+
+import math
+
+from service.engine.request import SamplingParams
+from service.engine.sampler import uniform
+
+
+def naive_sample(logits: list[float], params: SamplingParams, position: int) -> int:
+    if params.temperature == 0:
+        return logits.index(max(logits))
+    top = max(logits)
+    weights = [math.exp((x - top) / params.temperature) for x in logits]
+    total = math.fsum(weights)
+    candidates = [(w / total, i) for i, w in enumerate(weights)]
+    if params.top_k or params.top_p < 1 or params.min_p:
+        candidates.sort(key=lambda c: (-c[0], c[1]))
+        best = candidates[0][0]
+        candidates = [c for c in candidates if c[0] >= params.min_p * best]
+        if params.top_k:
+            candidates = candidates[: params.top_k]
+        mass = math.fsum(p for p, _ in candidates)
+        nucleus, reached = [], 0.0
+        for candidate in candidates:
+            if nucleus and reached >= params.top_p * mass:
+                break
+            nucleus.append(candidate)
+            reached += candidate[0]
+        candidates = nucleus
+    target = uniform(params.seed, params.choice_index, position) * math.fsum(p for p, _ in candidates)
+    reached = 0.0
+    for p, i in candidates:
+        reached += p
+        if reached > target:
+            return i
+    return [i for p, i in candidates if p > 0][-1]

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from service.engine.engine import Engine
+from service.engine.errors import RequestRejectedError
+from service.engine.request import FinishReason, Request, RequestOutput
+from tests.engine.scripted import (
+    VOCAB_SIZE,
+    ScriptedRunner,
+    continuation,
+    make_engine,
+    make_request,
+    make_scheduler,
+)
+
+
+def run_to_end(engine: Engine, requests: list[Request]) -> dict[str, list[RequestOutput]]:
+    for request in requests:
+        engine.add_request(request)
+    outputs: dict[str, list[RequestOutput]] = {request.request_id: [] for request in requests}
+    for _ in range(10_000):
+        if not engine.has_work:
+            return outputs
+        for output in engine.step():
+            outputs[output.request_id].append(output)
+        engine.scheduler.check_integrity()
+    raise AssertionError("the engine does not come to an end")
+
+
+def ids(outputs: list[RequestOutput]) -> list[int]:
+    return [token for output in outputs for token in output.new_token_ids]
+
+
+def test_one_request_runs_to_its_length() -> None:
+    request = make_request("a", ignore_eos=True)
+    outputs = run_to_end(make_engine(), [request])["a"]
+    assert ids(outputs) == continuation(request)
+    assert [output.is_finished for output in outputs] == [False] * 7 + [True]
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+    assert outputs[-1].timing is not None
+    assert outputs[-1].timing.queued_s > 0
+    assert outputs[-1].timing.decode_s > 0
+
+
+def test_a_stop_token_ends_a_request_and_is_reported() -> None:
+    alone = ids(run_to_end(make_engine(), [make_request("a", ignore_eos=True)])["a"])
+    outputs = run_to_end(make_engine(), [make_request("a", stop_token_ids=(alone[3],), ignore_eos=True)])["a"]
+    assert ids(outputs) == alone[:4]
+    assert outputs[-1].finish_reason is FinishReason.STOP
+    assert outputs[-1].stop_token_id == alone[3]
+
+
+def test_min_tokens_outlasts_a_stop_token() -> None:
+    alone = ids(run_to_end(make_engine(), [make_request("a", ignore_eos=True)])["a"])
+    request = make_request("a", stop_token_ids=(alone[1],), min_tokens=5, ignore_eos=True)
+    assert len(ids(run_to_end(make_engine(), [request])["a"])) >= 5
+
+
+def test_a_long_prompt_is_absorbed_in_chunks_beside_decodes() -> None:
+    engine = make_engine(make_scheduler(max_num_batched_tokens=4, max_num_seqs=2))
+    engine.add_request(make_request("short", max_tokens=10, ignore_eos=True))
+    engine.step()
+    engine.add_request(make_request("long", tuple(range(12)), max_tokens=4, ignore_eos=True))
+    sizes = []
+    while len(engine.scheduler.running) < 2 or engine.scheduler.running[1].num_output_tokens == 0:
+        decoded = engine.step()
+        assert [output.request_id for output in decoded][:1] == ["short"], "a long prompt must not stall a decode"
+        sizes.append(engine.scheduler.running[1].num_computed_tokens)
+    assert sizes == [3, 6, 9, 12]
+
+
+def test_preemption_loses_nothing_and_the_oldest_wins() -> None:
+    requests = [make_request(f"r{i}", (i + 1, 2, 3), max_tokens=20, ignore_eos=True) for i in range(4)]
+    engine = make_engine(make_scheduler(num_blocks=8))
+    outputs = run_to_end(engine, requests)
+    assert engine.scheduler.num_preemptions > 0
+    assert {name: ids(out) for name, out in outputs.items()} == {r.request_id: continuation(r) for r in requests}
+
+
+def test_a_resumed_request_continues_where_it_was() -> None:
+    whole = make_request("a", max_tokens=10, ignore_eos=True)
+    expected = continuation(whole)
+    rest = make_request("a", max_tokens=10, ignore_eos=True, output_token_ids=tuple(expected[:4]))
+    assert ids(run_to_end(make_engine(), [rest])["a"]) == expected[4:]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (make_request("a", ()), "no tokens"),
+        (make_request("a", (1,) * 30, max_tokens=3), "30 tokens and max_tokens is 3.*limit of 32"),
+        (make_request("a", max_tokens=0), "nothing is left"),
+        (make_request("a", max_tokens=2, output_token_ids=(1, 2)), "nothing is left"),
+        (make_request("a", (1, VOCAB_SIZE)), "0..49"),
+        (make_request("a", (1, -1)), "0..49"),
+        (make_request("a", stop_token_ids=(VOCAB_SIZE,)), "0..49"),
+    ],
+)
+def test_what_could_never_run_is_refused(request_: Request, words: str) -> None:
+    with pytest.raises(RequestRejectedError, match=words):
+        make_scheduler().add(request_)
+
+
+def test_a_pool_that_cannot_hold_one_full_sequence_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot hold one sequence"):
+        make_scheduler(num_blocks=7)
+
+
+def test_abort_frees_memory_at_once_wherever_the_request_is() -> None:
+    engine = make_engine(make_scheduler(max_num_seqs=1))
+    for name in ("runs", "waits"):
+        engine.add_request(make_request(name))
+    engine.step()
+    for name in ("waits", "runs"):
+        output = engine.abort(name)
+        assert output is not None
+        assert output.finish_reason is FinishReason.ABORT
+        engine.scheduler.check_integrity()
+    assert engine.abort("runs") is None
+    assert not engine.has_work
+    assert engine.scheduler.blocks.num_free_blocks == 16
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    prompts=st.lists(
+        st.tuples(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=20), st.integers(1, 12)),
+        min_size=1,
+        max_size=8,
+    ),
+    num_blocks=st.integers(8, 20),
+    block_size=st.sampled_from([4, 5, 31]),
+    max_num_seqs=st.integers(1, 5),
+    extra_budget=st.integers(0, 20),
+)
+def test_every_schedule_gives_every_request_its_own_text(
+    prompts: list[tuple[list[int], int]], num_blocks: int, block_size: int, max_num_seqs: int, extra_budget: int
+) -> None:
+    requests = [make_request(f"r{i}", tuple(p), max_tokens=m) for i, (p, m) in enumerate(prompts)]
+    scheduler = make_scheduler(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_seqs + extra_budget,
+    )
+    engine = make_engine(scheduler)
+    outputs = run_to_end(engine, requests)
+    assert {name: ids(out) for name, out in outputs.items()} == {r.request_id: continuation(r) for r in requests}
+    assert all(sum(o.is_finished for o in out) == 1 and out[-1].is_finished for out in outputs.values())
+    assert scheduler.blocks.num_free_blocks == num_blocks
+    assert isinstance(engine.runner, ScriptedRunner)
+    assert engine.runner.max_tokens_seen <= scheduler.config.max_num_batched_tokens
+
+
+class RandomTraffic(RuleBasedStateMachine):
+    """Requests come, go and are aborted at any moment; invariants hold after every step."""
+
+    @initialize(num_blocks=st.integers(8, 12), max_num_seqs=st.integers(1, 4), extra=st.integers(0, 8))
+    def start(self, num_blocks: int, max_num_seqs: int, extra: int) -> None:
+        self.engine = make_engine(
+            make_scheduler(
+                num_blocks=num_blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_seqs + extra
+            )
+        )
+        self.requests: dict[str, Request] = {}
+        self.outputs: dict[str, list[RequestOutput]] = {}
+
+    @rule(
+        prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=24),
+        max_tokens=st.integers(1, 8),
+        done=st.integers(0, 3),
+    )
+    def add(self, prompt: list[int], max_tokens: int, done: int) -> None:
+        name = f"r{len(self.requests)}"
+        request = make_request(name, tuple(prompt), max_tokens)
+        resumed = continuation(request)[: min(done, max_tokens - 1)]
+        # An ended text is not resumed: the gateway has its terminal answer.
+        if resumed and resumed[-1] == 0:
+            resumed = []
+        request = make_request(name, tuple(prompt), max_tokens, output_token_ids=tuple(resumed))
+        self.engine.add_request(request)
+        self.requests[name], self.outputs[name] = request, []
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.requests)))
+        if output := self.engine.abort(name):
+            self.outputs[name].append(output)
+
+    @rule(num_steps=st.integers(1, 5))
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            for output in self.engine.step():
+                self.outputs[output.request_id].append(output)
+            self.engine.scheduler.check_integrity()
+
+    @invariant()
+    def is_consistent(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.scheduler.check_integrity()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(5000):
+            if not self.engine.has_work:
+                break
+            self.step(1)
+        for name, request in self.requests.items():
+            outputs = self.outputs[name]
+            assert [o.is_finished for o in outputs] == [False] * (len(outputs) - 1) + [True]
+            expected = continuation(request)
+            if outputs[-1].finish_reason is FinishReason.ABORT:
+                expected = expected[: len(ids(outputs))]
+            assert ids(outputs) == expected
+
+
+TestRandomTraffic = RandomTraffic.TestCase
+TestRandomTraffic.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
