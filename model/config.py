@@ -1,0 +1,161 @@
+"""MosaicConfig: the sizes and numbers that, with the weights, determine a Memory Mosaic. Free of torch.
+
+The two published training scripts differ by numbers only (clamps, epsilons, scales), so no field names a script.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+Architecture = Literal["memory-mosaic-v1"]
+ValueExtractorKind = Literal["lowrlinearconv", "linearconv"]
+
+# Upper bounds on what a configuration may ask for: a file from elsewhere must not size our memory at will.
+_MAX_SIZES = {
+    "vocab_size": 1 << 21,
+    "n_layer": 512,
+    "n_head": 1 << 10,
+    "n_embd": 1 << 16,
+    "block_size": 1 << 24,
+    "pmem_size": 1 << 20,
+    "pmem_count": 1 << 8,
+}
+_MAX_LOG_SCALE = 80.0  # of a logit: exp(80) is still finite in float32
+_MAX_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MosaicConfig:
+    """What the network looks like. Every numeric field that changes a logit has to be given.
+
+    Sizes count tokens (`vocab_size`, `block_size`: the context it was trained on), numbers per token (`n_embd`) or
+    pairs per head and bank (`pmem_size`; `pmem_count` banks). Raises ValueError, naming the field, on nonsense.
+    """
+
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    pmem_size: int
+    pmem_count: int
+    key_log_scale_max: float
+    """The contextual memory scales its keys by exp(min(10 * log_scale, this)), a logit by the square of that."""
+    persistent_key_log_scale_max: float
+    """The persistent memory scales its logits by exp(min(20 * log_scale, this))."""
+    norm_eps: float
+    """Added to the norm that keys and values are divided by."""
+    logit_scale: float
+    """Factor of the final logits, 1/sqrt(n_embd) or 1."""
+    pre_norm: bool
+    """x + f(norm(x)) if true, else norm(x) + f(norm(x))."""
+    value_extractor: ValueExtractorKind
+    bias: bool
+    tied: bool
+    """The output head uses the embedding's weights."""
+    has_persistent: bool
+    """False: blocks of contextual memory alone (`attn_only` in the published code)."""
+    architecture: Architecture = "memory-mosaic-v1"
+    eos_token_id: int | None = None
+    tokenizer_vocab_size: int | None = None
+    """Ids from here on are padding of the vocabulary, never to be sampled. None: every id is a token."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_type(field.name, str(field.type), getattr(self, field.name))
+        for name, most in _MAX_SIZES.items():
+            least = 0 if name.startswith("pmem") and not self.has_persistent else 1
+            _check_range(name, getattr(self, name), least, most)
+        _check_range("key_log_scale_max", self.key_log_scale_max, -_MAX_LOG_SCALE / 2, _MAX_LOG_SCALE / 2)
+        _check_range("persistent_key_log_scale_max", self.persistent_key_log_scale_max, -_MAX_LOG_SCALE, _MAX_LOG_SCALE)
+        _check_range("norm_eps", self.norm_eps, 0.0, 1.0)
+        _check_range("logit_scale", abs(self.logit_scale), 1e-9, 1e9)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd: {self.n_embd} cannot be divided among n_head = {self.n_head} heads")
+        if self.tokenizer_vocab_size is not None:
+            _check_range("tokenizer_vocab_size", self.tokenizer_vocab_size, 1, self.vocab_size)
+        if self.eos_token_id is not None:
+            _check_range("eos_token_id", self.eos_token_id, 0, self.num_sampled_tokens - 1)
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers per head in a key or a value."""
+        return self.n_embd // self.n_head
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        """Ids 0 .. this - 1 may be sampled."""
+        return self.vocab_size if self.tokenizer_vocab_size is None else self.tokenizer_vocab_size
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration of these values. Raises ValueError on an unknown, a missing or a bad field."""
+        if not isinstance(values, Mapping):
+            raise ValueError("not a JSON object")  # noqa: TRY004 - one error type for every bad file
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown field{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}")
+        required = known - {"architecture", "eos_token_id", "tokenizer_vocab_size"}
+        if missing := sorted(required - set(values)):
+            raise ValueError(f"missing field{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal configurations give equal text."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the JSON file `path`."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads the JSON file `path`.
+
+        Raises OSError if it cannot be read, and ValueError, naming it, if it holds no configuration.
+        """
+        path = Path(path)
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ValueError(f"{path}: too large for a configuration")
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+_LITERALS = {"Architecture": get_args(Architecture), "ValueExtractorKind": get_args(ValueExtractorKind)}
+
+
+def _check_type(name: str, annotation: str, value: object) -> None:
+    if annotation in _LITERALS:
+        if value not in _LITERALS[annotation]:
+            raise ValueError(f"{name}: expected one of {', '.join(_LITERALS[annotation])}, got {value!r}")
+        return
+    if value is None and annotation.endswith("| None"):
+        return
+    kind = annotation.removesuffix(" | None")
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    accepted = {
+        "bool": isinstance(value, bool),
+        "int": is_number,
+        "float": is_number or (isinstance(value, float) and math.isfinite(value)),
+    }
+    if not accepted[kind]:
+        raise ValueError(f"{name}: expected {kind}, got {value!r}")
+
+
+def _check_range(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected a number from {least:g} to {most:g}, got {value!r}")
