@@ -1,0 +1,85 @@
+"""Reading a training checkpoint from someone else without running code from it."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.published import COMPILED_PREFIX, ConversionError
+
+
+@dataclass(frozen=True)
+class PublishedCheckpoint:
+    """What a published training script saved, as far as we use it."""
+
+    tensors: Mapping[str, Tensor]
+    """`model`, names without torch.compile's prefix."""
+    arguments: Mapping[str, Any]
+    """`model_args`: all arguments of Library's script, the sizes alone in nanoMosaics."""
+    settings: Mapping[str, Any]
+    """`config`: the settings of nanoMosaics' script; empty in Library."""
+    progress: Mapping[str, Any]
+    """How far training had come: `iter_num` and, in nanoMosaics, `best_val_loss`."""
+
+
+def read_checkpoint(path: Path) -> PublishedCheckpoint:
+    """Reads a file of torch.save. ConversionError where it is none of a training script, OSError where unread."""
+    loaded = _load(path)
+    for entry in ("model", "model_args"):
+        if not isinstance(loaded.get(entry), dict):
+            raise ConversionError(f"{path}: not a checkpoint of the published training code, it has no {entry!r} entry")
+    settings = loaded.get("config")
+    return PublishedCheckpoint(
+        tensors=_without_prefix(loaded["model"]),
+        arguments=loaded["model_args"],
+        settings=settings if isinstance(settings, dict) else {},
+        progress={name: _number(loaded[name]) for name in ("iter_num", "best_val_loss") if name in loaded},
+    )
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise ConversionError(f"{path}: {'a directory' if path.is_dir() else 'no such file'}")
+    try:
+        # The published formats hold tensors and plain Python values only: no type needs to be allowed on top.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
+    except pickle.UnpicklingError:
+        raise ConversionError(f"{path}: {_why_unreadable(path)}") from None
+    except Exception as error:  # torch raises many kinds on bytes that are no checkpoint
+        raise ConversionError(f"{path}: not a file written by torch.save ({type(error).__name__})") from None
+    if not isinstance(loaded, dict):
+        raise ConversionError(f"{path}: holds a {type(loaded).__name__}, not a training checkpoint")
+    return loaded
+
+
+def _why_unreadable(path: Path) -> str:
+    try:
+        refused = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # not in torch's zip format, so it cannot be looked into
+        refused = []
+    if not refused:
+        return "not a file written by torch.save"
+    return f"holds objects that only run code could restore ({', '.join(sorted(refused)[:3])}); nothing was run"
+
+
+def _without_prefix(named: Mapping[str, Any]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in named.items():
+        bare = str(name).removeprefix(COMPILED_PREFIX)
+        if not isinstance(tensor, Tensor):
+            raise ConversionError(f"{name} is not a tensor")
+        if bare in tensors:
+            raise ConversionError(f"{bare} is there twice, with and without the prefix {COMPILED_PREFIX}")
+        tensors[bare] = tensor
+    return tensors
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
