@@ -1,0 +1,211 @@
+"""The `tessera` command: reads options, hands them to what does the work, turns failures into a line and an exit code.
+
+Imports of torch, Ray and the gateway happen inside commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+from pydantic import BeforeValidator
+from typer.exceptions import TyperException
+
+from service.errors import CommandError, ExitCode, UsageError
+from service.settings import ServeSettings, SettingsError, env_name, flag, load_settings
+from service.version import package_version
+
+app = typer.Typer(
+    name="tessera",
+    help="An inference server for Memory Mosaics, language models made of associative memories.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# What `generate` and `info` take: the rest of the settings is about serving many requests.
+ENGINE_OPTIONS = ("model", "device", "dtype", "memory_dtype", "threads", "max_model_len")
+INFO_OPTIONS = (*ENGINE_OPTIONS, "max_num_seqs", "block_size", "memory")
+
+Config = Annotated[
+    Optional[Path],  # noqa: UP045 - read by typer
+    typer.Option(
+        "--config",
+        envvar="TESSERA_CONFIG",
+        show_envvar=False,
+        metavar="FILE",
+        help="YAML file of options; the command line and the environment win over it.",
+    ),
+]
+
+
+def settings_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command one option per named setting, and `settings` in place of their values."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "settings"]
+
+        def wrapper(ctx: typer.Context, config: Path | None = None, **values: Any) -> None:
+            given = {name: values.pop(name) for name in names}
+            command(settings=_merge(ctx, given, config), **values)
+
+        parameters = [
+            *own,
+            inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+            *map(_parameter, names),
+            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Config),
+        ]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+        return wrapper
+
+    return decorate
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    """The option of one setting. Its default is None, so that a file's value shows through."""
+    field = ServeSettings.model_fields[name]
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    # Values with a spelling of their own (sizes, lists) are read with the settings, not by the option parser.
+    is_spelled = any(isinstance(item, BeforeValidator) for item in field.metadata)
+    kind: Any = str if is_spelled else field.annotation
+    annotation = Annotated[
+        Optional[kind],  # noqa: UP045 - a value, not an annotation
+        typer.Option(
+            flag(name) if kind is not bool else f"{flag(name)}/--no-{name}",
+            envvar=env_name(name),
+            show_envvar=False,
+            help=_help(name),
+            show_default=False,
+            metavar=extra.get("metavar"),
+            rich_help_panel=str(extra["group"]),
+        ),
+    ]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _help(name: str) -> str:
+    field = ServeSettings.model_fields[name]
+    text = field.description or ""
+    if field.default in (None, False, ()):
+        return text
+    default = field.default.name if isinstance(field.default, Path) else field.default
+    return f"{text} \\[default: {default}]"
+
+
+def _merge(ctx: typer.Context, given: dict[str, Any], config: Path | None) -> ServeSettings:
+    given = {name: value for name, value in given.items() if value is not None}
+    origins = {name: flag(name) if _is_typed(ctx, name) else env_name(name) for name in given}
+    try:
+        return load_settings(given, origins, config)
+    except SettingsError as error:
+        raise UsageError(str(error)) from error
+
+
+def _is_typed(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    is_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if is_version:
+        typer.echo(f"tessera {package_version()}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit(ExitCode.USAGE)
+
+
+@app.command()
+@settings_options(*ServeSettings.model_fields)
+def serve(settings: ServeSettings) -> None:
+    """Serve a model over an OpenAI-compatible HTTP API.
+
+    Every option can also be given as TESSERA_<NAME> in the environment or as a key of the --config file.
+    """
+    from service.progress import Progress
+
+    if settings.local:
+        from service.launcher import serve_local
+
+        serve_local(settings, Progress())
+    else:
+        from service.deployment import serve_ray
+
+        serve_ray(settings, Progress())
+
+
+@app.command()
+@settings_options(*ENGINE_OPTIONS)
+def generate(
+    settings: ServeSettings,
+    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads it from standard input.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Keep the likeliest tokens up to this mass.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Drop tokens below this fraction of the likeliest.")
+    ] = 0.0,
+    seed: Annotated[
+        Optional[int],  # noqa: UP045 - read by typer
+        typer.Option(min=0, max=2**63 - 1, help="Same seed, same text. Default: a new one each time."),
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of the text.")] = False,
+) -> None:
+    """Continue a text on the terminal, as it is generated. Piped, prints the continuation alone."""
+    from service.generate import Sampling, generate_text
+
+    sampling = Sampling(max_tokens, temperature, top_k, top_p, min_p, seed, ignore_eos)
+    generate_text(settings, _read_prompt(prompt), sampling)
+
+
+def _read_prompt(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError("the prompt on standard input is not UTF-8 text") from error
+    return text.removesuffix("\n")
+
+
+@app.command()
+@settings_options(*INFO_OPTIONS)
+def info(
+    settings: ServeSettings,
+    is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a model directory holds and how much of it fits on this machine."""
+    from service.info import describe, print_json, print_table
+
+    facts = describe(settings)
+    (print_json if is_json else print_table)(facts)
+
+
+def main() -> None:
+    """Runs the command line. Ends the process with one of `ExitCode`."""
+    try:
+        code = app(prog_name="tessera", standalone_mode=False)
+    except TyperException as error:
+        _fail(error.format_message(), error.exit_code)
+    except CommandError as error:
+        _fail(str(error), error.exit_code)
+    sys.exit(code or ExitCode.OK)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"tessera: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

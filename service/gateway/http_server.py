@@ -1,0 +1,242 @@
+"""uvicorn as this project runs it: on a socket bound beforehand, with limits, and ended by draining.
+
+Knows the transport alone: the application and what draining means are handed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Generator
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.gateway.drain import Drain
+from service.gateway.errors import ApiError
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_CONNECTIONS = 4096
+HEAD_TIMEOUT_S = 20.0
+KEEP_ALIVE_S = 75
+# Between the end of the last request and the end of the process, for responses still in socket buffers.
+_CLOSE_TIMEOUT_S = 5
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A TCP socket bound to the address, not yet listening. Raises OSError where that cannot be.
+
+    Binding comes first in a server's life, so that a port in use is known before a model is loaded.
+    """
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def explain_bind_error(host: str, port: int, error: OSError) -> str:
+    """One line for a person: what is wrong with the address, and what to do."""
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use: stop what listens there, or choose another with --port"
+    return f"cannot listen on {host} port {port}: {error.strerror or error}"
+
+
+def url_of(sock: socket.socket) -> str:
+    """The URL of a bound socket, as a client on this machine writes it."""
+    host, port = sock.getsockname()[:2]
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        host = "127.0.0.1" if address.version == 4 else "::1"
+    return f"http://[{host}]:{port}" if address.version == 6 else f"http://{host}:{port}"
+
+
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """HTTP/1.1 with bounds uvicorn's fast parser lacks: the size of a head, the time it takes, open connections."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0
+        self._is_in_head = True
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm_head_timer()
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(ApiError(503, "too many open connections", code="overloaded"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm_head_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
+            message = f"the request's headers are longer than {MAX_HEAD_BYTES} bytes"
+            self._refuse(ApiError(431, message, code="headers_too_large"))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head = True
+        self._arm_head_timer()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._head_bytes = 0
+        self._disarm_head_timer()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
+        self._refuse(ApiError(400, "this is not HTTP/1.1", code="invalid_http"))
+
+    def _arm_head_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_head_timeout)
+
+    def _disarm_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _on_head_timeout(self) -> None:
+        self._head_timer = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._arm_head_timer()
+        elif not self.transport.is_closing():
+            message = f"the request's headers did not arrive within {HEAD_TIMEOUT_S:.0f} s"
+            self._refuse(ApiError(408, message, code="request_timeout"))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers and closes. Used where no request reaches the application."""
+        if self.transport.is_closing():
+            return
+        body = orjson.dumps(error.body())
+        head = (
+            f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it has started and leaves the process's signals alone."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.is_ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.is_ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def _configure(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=LimitedHttpProtocol,
+        ws="none",
+        loop="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+    )
+
+
+class ShutdownSignals:
+    """SIGINT and SIGTERM while entered: the first asks to stop, the second to hurry, the third ends the process."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def __enter__(self) -> ShutdownSignals:
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if not self.stop.is_set():
+            self.stop.set()
+        elif not self.hurry.is_set():
+            self.hurry.set()
+        else:
+            self.__exit__()
+            os._exit(130)
+
+
+async def serve(
+    app: Any,
+    sock: socket.socket,
+    drain: Drain,
+    *,
+    drain_timeout_s: float,
+    on_ready: Callable[[], None],
+    on_drain: Callable[[], None],
+) -> int:
+    """Serves `app` on `sock` until SIGINT or SIGTERM, then drains; a second signal cuts the draining short.
+
+    While draining, the socket stays open: new requests get the application's refusal and a load balancer reads red
+    readiness. Returns how many requests were ended before their time. Raises OSError where `sock` cannot listen.
+    """
+    server = _Server(_configure(app))
+    with ShutdownSignals() as signals:
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        await _first_of(server.is_ready.wait(), serving)
+        if server.is_ready.is_set():
+            on_ready()
+            await _first_of(serving, signals.stop.wait())
+        if not serving.done():
+            on_drain()
+        num_cut = await _end_requests(drain, drain_timeout_s, signals.hurry)
+        server.should_exit = True
+        await serving
+    return num_cut
+
+
+async def _end_requests(drain: Drain, timeout_s: float, hurry: asyncio.Event) -> int:
+    drain.begin()
+    idle = asyncio.create_task(drain.wait_idle(timeout_s))
+    await _first_of(idle, hurry.wait())
+    if idle.done():
+        return idle.result()
+    idle.cancel()
+    return await drain.wait_idle(0.0)
+
+
+async def _first_of(*awaitables: Awaitable[Any]) -> None:
+    """Waits for the first to be done. Coroutines are cancelled then, tasks are left alone."""
+    tasks = [asyncio.ensure_future(item) for item in awaitables]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task, item in zip(tasks, awaitables, strict=True):
+            if task is not item:
+                task.cancel()

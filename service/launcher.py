@@ -1,0 +1,84 @@
+"""Serving from one process: the gateway and the engine on one event loop, the step in a thread. Without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Coroutine
+from importlib import import_module
+from typing import Any
+
+from service.engine.async_engine import AsyncEngine
+from service.engine.local_client import LocalEngineClient
+from service.errors import AddressError
+from service.logs import configure_logging
+from service.progress import Progress
+from service.settings import ServeSettings
+from service.startup import ready_lines, require_model, start_engine
+
+
+def serve_local(settings: ServeSettings, progress: Progress) -> None:
+    """Loads, serves and drains. Returns when the server has ended on a signal. Raises CommandError."""
+    configure_logging(settings.log_level)
+    config = settings.engine_config()
+    require_model(settings.model)
+    sock = bind(settings)
+    # The gateway's imports fill the time in which the checkpoint is read and hashed.
+    warm_up = threading.Thread(target=import_module, args=("service.gateway.app",), daemon=True)
+    with progress.step(f"Loading {settings.model_name}"):
+        warm_up.start()
+        engine = start_engine(config)
+        warm_up.join()
+    run_loop(_serve(settings, engine, sock, progress))
+
+
+def bind(settings: ServeSettings) -> socket.socket:
+    """The server's socket, bound before anything slow. Raises AddressError."""
+    from service.gateway import http_server
+
+    try:
+        return http_server.bind(settings.host, settings.port)
+    except OSError as error:
+        raise AddressError(http_server.explain_bind_error(settings.host, settings.port, error)) from error
+
+
+def run_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Runs `main` on a fast event loop."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+async def _serve(settings: ServeSettings, engine: AsyncEngine, sock: socket.socket, progress: Progress) -> None:
+    from model.tokenizer import Tokenizer
+    from service.gateway import http_server
+    from service.gateway.app import create_app
+    from service.gateway.served_model import ServedModel
+
+    engine.start()
+    client = LocalEngineClient(engine)
+    served = ServedModel(
+        names=(settings.model_name,),
+        tokenizer=Tokenizer.load(settings.model),
+        info=engine.info,
+        created=int(time.time()),
+    )
+    app = create_app(client, served, settings.gateway_settings())
+    url = http_server.url_of(sock)
+    try:
+        num_cut = await http_server.serve(
+            app,
+            sock,
+            app.state.drain,
+            drain_timeout_s=settings.drain_timeout,
+            on_ready=lambda: progress.say(ready_lines(url, served, progress.elapsed_s)),
+            on_drain=lambda: progress.say("Finishing what is running; a second signal ends it now."),
+        )
+    except OSError as error:
+        raise AddressError(http_server.explain_bind_error(settings.host, settings.port, error)) from error
+    finally:
+        await client.close()
+    progress.say(f"Ended. {num_cut} requests were cut short." if num_cut else "Ended.")

@@ -1,0 +1,190 @@
+"""Every option a user can set, declared once: name, type, default, limits, help. Knows no engine, gateway or Ray.
+
+A value is taken from the command line, else from `TESSERA_<NAME>` in the environment, else from the file given with
+`--config`, else from the default below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from service.config import DType, EngineConfig
+from service.gateway.settings import GatewaySettings
+
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "model" / "pretrained" / "llama-tales-mosaic-6m"
+ENV_PREFIX = "TESSERA_"
+
+_UNITS = {"": 1, "b": 1} | {
+    unit + suffix: base**power
+    for power, unit in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024), ("i", 1024), ("", 1000))
+}
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used. The message names the option and where its value came from, in one line."""
+
+
+def parse_size(value: object) -> object:
+    """Turns "2GiB", "512 MB" or "1.5G" into bytes; other types pass through. Raises ValueError on another string."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", value.lower())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError("not a size: write a number of bytes, or a number and a unit such as 512MiB or 2GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+Bytes = Annotated[int | None, BeforeValidator(parse_size)]
+
+
+def split_words(value: object) -> object:
+    """Turns "a, b" into a list; other types pass through."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(split_words)]
+
+
+def option(default: Any, group: str, description: str, **limits: Any) -> Any:
+    """A field of the settings, with the help panel it is shown in."""
+    metavar = limits.pop("metavar", None)
+    extra = {"group": group} | ({"metavar": metavar} if metavar else {})
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+class EngineSettings(BaseModel):
+    """What to load, and onto what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: Path = option(DEFAULT_MODEL, "Model", "Directory of a converted checkpoint.", metavar="DIR")
+    device: str | None = option(
+        None, "Model", "cpu, cuda or cuda:N. Default: cuda where --num-gpus is above 0, else cpu.", metavar="NAME"
+    )
+    dtype: DType = option("auto", "Model", "Type of the weights. auto: float32 on a CPU, bfloat16 on a GPU.")
+    memory_dtype: DType = option("auto", "Model", "Type of the memory cache. auto: that of the weights.")
+    threads: int | None = option(
+        None, "Model", "CPU threads of each engine. Default: the cores this process may use.", ge=1
+    )
+    max_model_len: int | None = option(
+        None, "Limits", "Most tokens of a prompt and its completion. Default: the trained length.", ge=2
+    )
+    max_num_seqs: int = option(64, "Limits", "Most sequences generated at the same time.", ge=1)
+    max_num_batched_tokens: int = option(512, "Limits", "Most tokens of one engine step.", ge=1)
+    max_num_waiting: int = option(
+        256, "Limits", "Most requests that wait for their turn; beyond it the answer is 503.", ge=0
+    )
+    memory: Bytes = option(
+        None,
+        "Limits",
+        "Size of the memory cache, such as 2GiB. Default: what --max-num-seqs full sequences need, "
+        "at most 40% of the memory available.",
+        ge=1,
+        metavar="SIZE",
+    )
+    block_size: int = option(32, "Limits", "Pairs in one block of the memory cache.", ge=1)
+
+
+class ServeSettings(EngineSettings):
+    """All options of `tessera serve`; also the keys a `--config` file may have."""
+
+    host: str = option("127.0.0.1", "Server", "Address to listen on. 0.0.0.0 opens the server to the network.")
+    port: int = option(8000, "Server", "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    served_model_name: str | None = option(
+        None, "Server", "Name of the model in the API. Default: the directory's name.", min_length=1, metavar="NAME"
+    )
+    cors_origins: Words = option(
+        (),
+        "Server",
+        "Web sites whose pages may call this server, such as https://a.example; commas between.",
+        metavar="URLS",
+    )
+    drain_timeout: float = option(
+        30.0, "Server", "Seconds that running requests get to finish after SIGTERM or Ctrl-C.", ge=0
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "Server", "Least severe log line shown.")
+    local: bool = option(False, "Ray", "One process: gateway and engine together, without Ray.")
+    replicas: int = option(1, "Ray", "Engine replicas.", ge=1)
+    num_gpus: float = option(0.0, "Ray", "GPUs of each replica.", ge=0)
+    ray_address: str | None = option(
+        None, "Ray", "Cluster to run on, such as auto or HOST:PORT. Default: a private Ray on this machine."
+    )
+
+    @property
+    def model_name(self) -> str:
+        return self.served_model_name or self.model.resolve().name
+
+    def engine_config(self) -> EngineConfig:
+        """What an engine replica is told. Raises SettingsError where two settings contradict each other."""
+        try:
+            return EngineConfig(
+                model_dir=str(self.model.resolve()),
+                device=self.device or ("cuda" if self.num_gpus else "cpu"),
+                dtype=self.dtype,
+                memory_dtype=self.memory_dtype,
+                num_threads=self.threads,
+                max_model_len=self.max_model_len,
+                max_num_seqs=self.max_num_seqs,
+                max_num_batched_tokens=self.max_num_batched_tokens,
+                block_size=self.block_size,
+                memory_bytes=self.memory,
+                max_num_waiting=self.max_num_waiting,
+            )
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
+    def gateway_settings(self) -> GatewaySettings:
+        """What a gateway is told."""
+        return GatewaySettings(cors_origins=self.cors_origins)
+
+
+def flag(name: str) -> str:
+    """The command line option of a setting: `max_num_seqs` is `--max-num-seqs`."""
+    return "--" + name.replace("_", "-")
+
+
+def env_name(name: str) -> str:
+    """The environment variable of a setting: `max_num_seqs` is `TESSERA_MAX_NUM_SEQS`."""
+    return ENV_PREFIX + name.upper()
+
+
+def load_settings(given: Mapping[str, Any], origins: Mapping[str, str], config: Path | None) -> ServeSettings:
+    """Merges values `given` on the command line or in the environment over those of the file `config`.
+
+    `origins` says where each given value came from ("--port", "TESSERA_PORT"). Raises SettingsError.
+    """
+    from_file = _read_config(config) if config else {}
+    try:
+        return ServeSettings.model_validate({**from_file, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        origin = origins.get(name) or f"{config}, key {name}"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{origin}: {reason} (got {first['input']!r})") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Keys are option names, written with dashes or underscores."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"--config {path}: must hold a mapping of option names to values")
+    named = {str(key).replace("-", "_"): value for key, value in values.items()}
+    unknown = sorted(named.keys() - ServeSettings.model_fields.keys())
+    if unknown:
+        raise SettingsError(f"--config {path}: unknown option {', '.join(map(repr, unknown))}")
+    return named

@@ -1,0 +1,89 @@
+"""Turns what goes wrong while an engine starts into one line and an exit code, before the slow part where possible."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.config import EngineConfig
+from service.engine.async_engine import AsyncEngine
+from service.errors import CommandError, EngineStartError, ModelNotFoundError, NoMemoryError, UsageError
+from service.gateway.served_model import ServedModel
+
+MODEL_FILES = ("config.json", "model.safetensors")
+
+
+def require_model(directory: Path) -> None:
+    """Raises ModelNotFoundError unless `directory` looks like a converted checkpoint. Reads nothing."""
+    if not directory.is_dir():
+        raise ModelNotFoundError(f"no model directory at {directory}: give one with --model")
+    for name in MODEL_FILES:
+        if not (directory / name).is_file():
+            raise ModelNotFoundError(
+                f"{directory} has no {name}: make a model directory from a checkpoint with "
+                "'python -m model.convert CKPT.pt OUT_DIR'"
+            )
+
+
+def start_engine(config: EngineConfig) -> AsyncEngine:
+    """`load_engine`, with its failures explained. Raises CommandError."""
+    from service.engine.loader import load_engine
+
+    with explained():
+        require_device(config.device)
+        return load_engine(config)
+
+
+@contextmanager
+def explained() -> Generator[None, None, None]:
+    """Raises what the body raised while loading as a CommandError, where the reason is known."""
+    try:
+        yield
+    except CommandError:
+        raise
+    except Exception as error:
+        known = explain(error)
+        if known is None:
+            raise
+        raise known from error
+
+
+def explain(error: BaseException) -> CommandError | None:
+    """The line a person should read for a failure to load an engine; None when it is not a known kind."""
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
+        return NoMemoryError(f"not enough memory: {text or 'an allocation failed'}")
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | ValueError):
+        return ModelNotFoundError(f"cannot load the model: {text}")
+    if isinstance(error, RuntimeError | OSError):
+        return EngineStartError(f"the engine did not start: {text}")
+    return None
+
+
+def ready_lines(url: str, served: ServedModel, seconds: float) -> str:
+    """What is served and where, with a request to copy."""
+    info = served.info
+    prompt: object = "Once upon a time" if served.tokenizer else [0]
+    request = json.dumps({"model": served.name, "prompt": prompt, "max_tokens": 64})
+    return (
+        f"\n{served.name} ({info.dtype} on {info.device}, {info.max_model_len} tokens) is ready after {seconds:.1f} s"
+        f" at {url}\n\n"
+        f"  curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(request)}\n"
+    )
+
+
+def require_device(name: str) -> None:
+    """Raises UsageError where torch cannot compute on the device."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: {reason}") from error
