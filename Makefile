@@ -1,0 +1,39 @@
+# make serve    set up .venv and serve the shipped model on http://127.0.0.1:8000
+# make test     set up .venv for development and run the tests
+# make lint     the same checks of form and types as CI
+# make clean    remove .venv and everything built
+#
+# ARGS="..." is handed on: make serve ARGS="--local --port 8080", make test ARGS="tests/engine -x".
+# PYTHON=... chooses the interpreter, VENV=... where to install.
+# TORCH_INDEX=  (empty) takes torch from PyPI as it is; by default Linux without an NVIDIA driver gets the CPU build,
+# a tenth of the size, when its index can be reached.
+
+VENV ?= .venv
+ARGS ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := $(VENV)/bin
+
+.PHONY: serve test lint clean
+
+serve: $(VENV)/installed
+	@exec $(BIN)/tessera serve $(ARGS)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" sh .ci/install "."
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" sh .ci/install ".[dev]"
+	@touch $(VENV)/installed $@
