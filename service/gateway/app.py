@@ -1,0 +1,67 @@
+"""Puts the gateway together. The launcher owns the engine and the server; this owns what lies between."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from service.engine.errors import EngineError
+from service.gateway import completions, models, probes, tokenization
+from service.gateway.client import EngineClient
+from service.gateway.drain import Drain
+from service.gateway.errors import ApiError, to_api_error
+from service.gateway.gateway import Gateway
+from service.gateway.observer import Observer
+from service.gateway.playground import playground_router
+from service.gateway.responses import error_response
+from service.gateway.served_model import ServedModel
+from service.gateway.settings import GatewaySettings
+from service.metrics import GatewayMetrics
+from service.version import package_version
+
+
+def create_app(engine: EngineClient, served: ServedModel, settings: GatewaySettings | None = None) -> FastAPI:
+    """The gateway as an ASGI application. `app.state.gateway` is its `Gateway`, `app.state.drain` its `Drain`.
+
+    Neither starts nor closes `engine`.
+    """
+    settings = settings or GatewaySettings()
+    version = package_version()
+    drain = Drain(settings.drain_retry_after_s, settings.drain_grace_s)
+    metrics = GatewayMetrics(served.info, version)
+    # The documentation pages would load scripts from elsewhere; the document itself stays.
+    app = FastAPI(title="Tessera", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.gateway = Gateway(engine, served, settings, metrics, drain, version)
+    app.state.drain = drain
+    for kind in (ApiError, EngineError, HTTPException):
+        app.add_exception_handler(kind, _answer_error)
+    for router in (completions.router, models.router, tokenization.router, probes.router, playground_router()):
+        app.include_router(router)
+    app.add_middleware(Observer, metrics=metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            _Cors,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("authorization", "content-type", "x-request-id"),
+            expose_headers=("x-request-id", "retry-after"),
+        )
+    return app
+
+
+class _Cors(CORSMiddleware):
+    """Refuses in the shape of all other errors."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        reason = bytes(response.body).decode()
+        return error_response(ApiError(response.status_code, reason, code="cors_refused"))
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    return error_response(to_api_error(error))

@@ -1,0 +1,69 @@
+"""Reading a JSON object from a request, within limits of size and time."""
+
+from __future__ import annotations
+
+import asyncio
+from email.message import Message
+
+import orjson
+from starlette.requests import Request
+
+from service.gateway.errors import ApiError, BadRequestError
+from service.gateway.settings import GatewaySettings
+
+
+async def read_json_object(request: Request, settings: GatewaySettings) -> dict[str, object]:
+    """The object in the body. Raises ApiError: 400, 408, 413 or 415."""
+    _require_json(request)
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            raw = await _read(request, settings.max_body_bytes)
+    except TimeoutError:
+        message = f"the body did not arrive within {settings.body_timeout_s:g} s"
+        raise ApiError(408, message, code="request_timeout", headers={"Connection": "close"}) from None
+    return _parse_object(raw)
+
+
+def _require_json(request: Request) -> None:
+    header = Message()
+    header["content-type"] = request.headers.get("content-type", "")
+    kind = header.get_content_type() if request.headers.get("content-type") else ""
+    if kind != "application/json":
+        raise _unsupported("the Content-Type must be application/json")
+    if str(header.get_param("charset", "utf-8")).lower() not in ("utf-8", "utf8"):
+        raise _unsupported("the body must be encoded as UTF-8")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise _unsupported("compressed bodies are not supported")
+
+
+def _unsupported(message: str) -> ApiError:
+    return ApiError(415, message, code="unsupported_media_type")
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length[:20]) > limit:
+        raise _too_large(limit)
+    raw = bytearray()
+    async for piece in request.stream():
+        raw += piece
+        if len(raw) > limit:
+            raise _too_large(limit)
+    return bytes(raw)
+
+
+def _too_large(limit: int) -> ApiError:
+    # Closing spares both sides the rest of the body.
+    headers = {"Connection": "close"}
+    return ApiError(413, f"the body is larger than {limit} bytes", code="request_too_large", headers=headers)
+
+
+def _parse_object(raw: bytes) -> dict[str, object]:
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        message = f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        raise BadRequestError(message, param=None, code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise BadRequestError("the body must be a JSON object", param=None, code="invalid_json")
+    return value

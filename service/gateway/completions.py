@@ -1,0 +1,166 @@
+"""`/v1/completions`: a request read, planned, generated and answered, its memory given back whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.engine.request import FinishReason
+from service.gateway import streaming
+from service.gateway.body import read_json_object
+from service.gateway.choice import Delta
+from service.gateway.errors import DrainingError, to_api_error
+from service.gateway.exchange import Exchange, exchange_of
+from service.gateway.gateway import Gateway, gateway_of
+from service.gateway.merge import OutputMerge
+from service.gateway.openapi import BODY_ERRORS, errors, json_body
+from service.gateway.plan import CompletionPlan, make_plan
+from service.gateway.responses import json_response
+from service.gateway.run import CompletionRun, whole_choices
+from service.gateway.schema import Completion, CompletionRequest
+from service.gateway.streaming import ChunkEncoder
+from service.gateway.validation import parse_completion
+
+logger = logging.getLogger(__name__)
+router = APIRouter()
+
+_STREAM_DOC = {"text/event-stream": {"schema": {"type": "string", "description": "`data: {Completion}` events."}}}
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@router.post(
+    "/v1/completions",
+    response_model=None,
+    openapi_extra=json_body(CompletionRequest),
+    responses={200: {"model": Completion, "content": _STREAM_DOC}, **errors(*BODY_ERRORS, 503)},
+)
+async def create_completion(request: Request) -> Response:
+    """Continue one or several prompts."""
+    gateway, exchange = gateway_of(request), exchange_of(request.scope)
+    with _count_rejection(gateway):
+        gateway.drain.check()
+        params = parse_completion(await read_json_object(request, gateway.settings))
+        plan = await make_plan(params, gateway.served, gateway.settings, exchange.request_id)
+    exchange.fields |= {"model": plan.model, "stream": plan.is_stream, "seed": plan.seed}
+    if params.user is not None:
+        exchange.fields["user"] = params.user
+    return CompletionResponse(gateway, plan, exchange)
+
+
+class CompletionResponse(Response):
+    """Generates while it answers. The status is sent once the engine has given its first output, no earlier."""
+
+    def __init__(self, gateway: Gateway, plan: CompletionPlan, exchange: Exchange) -> None:
+        super().__init__()
+        self._gateway = gateway
+        self._plan = plan
+        self._exchange = exchange
+        self._encoder = ChunkEncoder(plan, gateway.served.system_fingerprint)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway, plan = self._gateway, self._plan
+        streams = [gateway.engine.generate(request) for request in plan.requests]
+        merge = OutputMerge(streams, gateway.settings.abort_timeout_s)
+        run = CompletionRun(plan, merge, gateway.served.tokenizer, gateway.metrics, self._exchange.started_s)
+        with self._recorded(run):
+            async with contextlib.AsyncExitStack() as stack:
+                with _count_rejection(gateway):
+                    stack.enter_context(gateway.drain.flight(merge.fail))
+                    await stack.enter_async_context(merge)
+                    await stack.enter_async_context(_watched(receive, merge.fail))
+                    first = await run.next()
+                if plan.is_stream:
+                    await self._stream(first, run, send)
+                else:
+                    await (await self._whole(first, run))(scope, receive, send)
+
+    async def _whole(self, deltas: list[Delta], run: CompletionRun) -> Response:
+        while not run.is_finished:
+            deltas += await run.next()
+        choices = [streaming.choice_body(delta) for delta in whole_choices(deltas, len(self._plan.requests))]
+        head = streaming.completion_head(self._plan, self._gateway.served.system_fingerprint)
+        return json_response({**head, "choices": choices, "usage": run.usage()})
+
+    async def _stream(self, deltas: list[Delta], run: CompletionRun, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": streaming.HEADERS})
+        encode = self._encoder.delta
+        try:
+            while not run.is_finished:
+                if deltas:
+                    body = b"".join([encode(delta) for delta in deltas])
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                deltas = await run.next()
+            last = b"".join([encode(delta) for delta in deltas]) + self._ending(run)
+        except ClientGoneError:
+            raise
+        except Exception as error:
+            last = self._failure(error, run)
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    def _ending(self, run: CompletionRun) -> bytes:
+        usage = self._encoder.usage(run.usage()) if self._plan.include_usage else b""
+        return usage + streaming.DONE
+
+    def _failure(self, error: Exception, run: CompletionRun) -> bytes:
+        told = to_api_error(error)
+        if told is not error:
+            logger.error("request %s failed in its stream", self._plan.request_id, exc_info=error)
+        run.settle(_end_reason(error))
+        self._exchange.fields["error"] = told.code
+        return streaming.error_event(told)
+
+    @contextlib.contextmanager
+    def _recorded(self, run: CompletionRun) -> Iterator[None]:
+        """Leaves behind counts and log fields however the run ends. A client that went away is no error."""
+        try:
+            yield
+        except ClientGoneError:
+            self._gateway.metrics.cancelled.inc()
+            run.settle(FinishReason.ABORT)
+        except BaseException as error:
+            run.settle(_end_reason(error))
+            raise
+        finally:
+            self._exchange.fields.update(run.log_fields())
+
+
+@contextlib.contextmanager
+def _count_rejection(gateway: Gateway) -> Iterator[None]:
+    try:
+        yield
+    except (ClientGoneError, ClientDisconnect):
+        raise
+    except Exception as error:
+        gateway.metrics.rejected(to_api_error(error).code)
+        raise
+
+
+@contextlib.asynccontextmanager
+async def _watched(receive: Receive, fail: Callable[[Exception], None]) -> AsyncIterator[None]:
+    """While inside, `fail` hears when the client goes away."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        fail(ClientGoneError())
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+def _end_reason(error: BaseException) -> FinishReason:
+    """What the choices that an error cut short are counted as."""
+    return FinishReason.ABORT if isinstance(error, DrainingError | asyncio.CancelledError) else FinishReason.ERROR

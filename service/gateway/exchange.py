@@ -1,0 +1,53 @@
+"""What is known of one HTTP exchange while it lasts: its id, when it began, what to log of it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_KEY = "exchange"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """`started_s` is on the clock of `time.perf_counter`; `fields` are the extra words of the log line."""
+
+    request_id: str
+    started_s: float
+    status: int | None = None
+    fields: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.started_s
+
+
+def open_exchange(scope: Scope) -> Exchange:
+    """Begins the exchange of an HTTP `scope` under the id its client gave, if that is sane, or a new one."""
+    exchange = Exchange(_given_id(scope) or _new_id(scope["path"]), time.perf_counter())
+    scope.setdefault("state", {})[_KEY] = exchange
+    return exchange
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """The exchange that `open_exchange` began for this scope."""
+    exchange = scope["state"][_KEY]
+    assert isinstance(exchange, Exchange)
+    return exchange
+
+
+def _given_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name.lower() == b"x-request-id" and _SANE_ID.fullmatch(value):
+            return str(value, "ascii")
+    return None
+
+
+def _new_id(path: str) -> str:
+    kind = "cmpl" if path.endswith("/completions") else "req"
+    return f"{kind}-{secrets.token_hex(16)}"

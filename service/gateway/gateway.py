@@ -1,0 +1,32 @@
+"""What every route needs, in one place, and how a route finds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from service.gateway.client import EngineClient
+from service.gateway.drain import Drain
+from service.gateway.served_model import ServedModel
+from service.gateway.settings import GatewaySettings
+from service.metrics import GatewayMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """One gateway's parts. Lives as `app.state.gateway`."""
+
+    engine: EngineClient
+    served: ServedModel
+    settings: GatewaySettings
+    metrics: GatewayMetrics
+    drain: Drain
+    version: str
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The gateway that answers `request`."""
+    gateway = request.app.state.gateway
+    assert isinstance(gateway, Gateway)
+    return gateway

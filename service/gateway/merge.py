@@ -1,0 +1,106 @@
+"""Many engine answers read at once: one wait for whatever comes next, one place that ends them all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+from service.engine.request import RequestOutput
+from service.gateway.errors import GenerationFailedError
+
+logger = logging.getLogger(__name__)
+
+
+class Arrival(NamedTuple):
+    """One engine output, which answer it belongs to, and when it came (`time.perf_counter` seconds)."""
+
+    stream_index: int
+    output: RequestOutput
+    at_s: float
+
+
+class OutputMerge:
+    """Reads every stream in a task of its own, so that what arrives while the caller is busy is taken in one go.
+
+    Use as an async context manager: on leaving it, every stream that has not ended is cancelled, which aborts its
+    request, and is awaited for `abort_timeout_s` at most.
+    """
+
+    def __init__(self, streams: Sequence[AsyncGenerator[RequestOutput, None]], abort_timeout_s: float) -> None:
+        self._streams = streams
+        self._abort_timeout_s = abort_timeout_s
+        self._tasks: list[asyncio.Task[None]] = []
+        self._arrived: list[Arrival] = []
+        self._error: Exception | None = None
+        self._is_cut = False
+        self._dropped: set[int] = set()
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> OutputMerge:
+        self._tasks = [asyncio.create_task(self._read(i, stream)) for i, stream in enumerate(self._streams)]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        _, late = await asyncio.wait(self._tasks, timeout=self._abort_timeout_s)
+        if late:
+            logger.error("%d engine requests did not end within %s s of their abort", len(late), self._abort_timeout_s)
+
+    async def take(self) -> list[Arrival]:
+        """All that arrived since the last call, in order; waits for at least one.
+
+        Raises what a stream raised once everything before it was taken, or what `fail` was given at once.
+        """
+        while self._is_cut or not self._arrived:
+            if self._error is not None:
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def drop(self, index: int) -> None:
+        """Aborts one request whose further outputs nobody wants."""
+        self._dropped.add(index)
+        self._tasks[index].cancel()
+
+    def fail(self, error: Exception) -> None:
+        """Makes `take` raise `error` now, whatever else has arrived."""
+        if not self._is_cut:
+            self._is_cut = True
+            self._error = error
+            self._wake()
+
+    async def _read(self, index: int, stream: AsyncGenerator[RequestOutput, None]) -> None:
+        try:
+            async with contextlib.aclosing(stream):
+                async for output in stream:
+                    self._arrived.append(Arrival(index, output, time.perf_counter()))
+                    self._wake()
+                    if output.finish_reason is not None:
+                        return
+            logger.error("an engine answer ended without a finished output")
+            self._end(GenerationFailedError())
+        except asyncio.CancelledError:
+            # Without this a stream that cancels itself would leave its reader waiting for ever.
+            if index not in self._dropped:
+                self._end(GenerationFailedError())
+            raise
+        except Exception as error:
+            self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        self._error = self._error or error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,132 @@
+"""From a completion request to what the engine is asked: every default filled in, every limit checked."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.engine.request import Request, SamplingParams
+from service.gateway.errors import ApiError, BadRequestError
+from service.gateway.prompts import TokenIds, check_token_ids, resolve_prompts
+from service.gateway.schema import CompletionRequest
+from service.gateway.served_model import ServedModel
+from service.gateway.settings import GatewaySettings
+from service.gateway.stops import StopSet
+
+DEFAULT_MAX_TOKENS = 16
+
+# Seeds we draw ourselves stay exact in a JavaScript number, so that a browser can send them back.
+_MAX_DRAWN_SEED = 2**53
+_RANDOM_SEED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionPlan:
+    """One accepted request. `requests` are its choices in the order of their indices; `created` is a Unix time."""
+
+    request_id: str
+    created: int
+    model: str
+    requests: tuple[Request, ...]
+    num_prompt_tokens: int
+    seed: int
+    stops: StopSet | None
+    is_stream: bool
+    include_usage: bool
+
+
+async def make_plan(
+    params: CompletionRequest, served: ServedModel, settings: GatewaySettings, request_id: str
+) -> CompletionPlan:
+    """Raises ApiError for what this server cannot do."""
+    model = resolve_model(params.model, served)
+    _check_limits(params, served, settings)
+    prompts = await resolve_prompts(params.prompt, served, settings)
+    if params.n * len(prompts) > settings.max_choices:
+        message = f"'n' times the number of prompts must be at most {settings.max_choices}"
+        raise BadRequestError(message, param="n")
+    seed = secrets.randbelow(_MAX_DRAWN_SEED) if params.seed in (None, _RANDOM_SEED) else params.seed
+    assert seed is not None
+    return CompletionPlan(
+        request_id=request_id,
+        created=int(time.time()),
+        model=model,
+        requests=_engine_requests(params, prompts, seed, served, request_id),
+        num_prompt_tokens=sum(map(len, prompts)),
+        seed=seed,
+        stops=StopSet(params.stop) if params.stop else None,
+        is_stream=params.stream,
+        include_usage=params.stream_options is not None and params.stream_options.include_usage,
+    )
+
+
+def resolve_model(name: str | None, served: ServedModel) -> str:
+    """The name to answer with. Raises ApiError 404 where it is not served."""
+    if name is None:
+        return served.name
+    if name not in served.names:
+        message = "the model does not exist; GET /v1/models lists what is served"
+        raise ApiError(404, message, code="model_not_found", param="model")
+    return name
+
+
+def _check_limits(params: CompletionRequest, served: ServedModel, settings: GatewaySettings) -> None:
+    _at_most(params.n, settings.max_n, "n")
+    _at_most(len(params.user or ""), settings.max_user_chars, "user", "characters")
+    _at_most(len(params.stop), settings.max_stops, "stop", "strings")
+    for i, stop in enumerate(params.stop):
+        _at_most(len(stop), settings.max_stop_chars, f"stop[{i}]", "characters")
+    if params.stop and served.tokenizer is None:
+        message = "'stop' cannot be used: this model has no tokenizer and is served for token ids only"
+        raise BadRequestError(message, param="stop", code="no_tokenizer")
+    _at_most(len(params.stop_token_ids), settings.max_stop_token_ids, "stop_token_ids", "token ids")
+    check_token_ids(params.stop_token_ids, "stop_token_ids", "stop_token_ids", served.info.vocab_size)
+
+
+def _at_most(value: int, limit: int, param: str, unit: str = "") -> None:
+    if value > limit:
+        bound = f"must have at most {limit} {unit}" if unit else f"must be at most {limit}"
+        raise BadRequestError(f"'{param}' {bound}, got {value}", param=param)
+
+
+def _engine_requests(
+    params: CompletionRequest, prompts: Sequence[TokenIds], seed: int, served: ServedModel, request_id: str
+) -> tuple[Request, ...]:
+    # Clients may send the same request id twice; the engine must not see it twice.
+    unique = f"{request_id}:{secrets.token_hex(4)}"
+    requests: list[Request] = []
+    for prompt in prompts:
+        max_tokens = _max_tokens(params, len(prompt), served.info.max_model_len)
+        for choice in range(params.n):
+            sampling = SamplingParams(
+                max_tokens=max_tokens,
+                temperature=params.temperature,
+                top_k=max(params.top_k, 0),
+                top_p=params.top_p,
+                min_p=params.min_p,
+                seed=seed,
+                choice_index=choice,
+                min_tokens=params.min_tokens,
+                ignore_eos=params.ignore_eos,
+                stop_token_ids=tuple(params.stop_token_ids),
+            )
+            requests.append(Request(f"{unique}:{len(requests)}", prompt, sampling))
+    return tuple(requests)
+
+
+def _max_tokens(params: CompletionRequest, prompt_len: int, max_model_len: int) -> int:
+    """Most tokens of a choice of this prompt, which together with it fit the model."""
+    max_tokens = min(DEFAULT_MAX_TOKENS, max_model_len - prompt_len) if params.max_tokens is None else params.max_tokens
+    if prompt_len + max(max_tokens, 1) > max_model_len:
+        message = (
+            f"'max_tokens' ({max(max_tokens, 1)}) and a prompt of {prompt_len} tokens make "
+            f"{prompt_len + max(max_tokens, 1)}; prompt and completion together may have {max_model_len} tokens"
+        )
+        param = "prompt" if params.max_tokens is None else "max_tokens"
+        raise BadRequestError(message, param=param, code="context_length_exceeded")
+    if params.min_tokens > max_tokens:
+        message = f"'min_tokens' must be at most 'max_tokens' ({max_tokens}), got {params.min_tokens}"
+        raise BadRequestError(message, param="min_tokens")
+    return max_tokens

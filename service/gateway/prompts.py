@@ -1,0 +1,113 @@
+"""From the `prompt` field to lists of token ids that this model can continue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from model.tokenizer import Tokenizer
+from service.gateway.errors import BadRequestError
+from service.gateway.served_model import ServedModel
+from service.gateway.settings import GatewaySettings
+
+TokenIds = tuple[int, ...]
+
+_SHAPES = "must be a string, an array of strings, an array of token ids, or an array of arrays of token ids"
+_EMPTY = "must not be empty: this model needs at least one token to continue; a space or a newline will do"
+
+
+async def resolve_prompts(prompt: object, served: ServedModel, settings: GatewaySettings) -> list[TokenIds]:
+    """The token ids of each prompt. Raises BadRequestError naming `prompt` where one cannot be continued."""
+    items = _as_items(prompt)
+    if len(items) > settings.max_prompts:
+        raise _invalid(f"holds {len(items)} prompts; the limit is {settings.max_prompts}")
+    if all(isinstance(item, str) for item in items):
+        texts = [str(item) for item in items]
+        prompts = await _encode(texts, prompt, served, settings)
+    else:
+        prompts = [_check_ids(item, _name(prompt, i), served) for i, item in enumerate(items)]
+    for i, token_ids in enumerate(prompts):
+        if not token_ids:
+            raise _invalid(_EMPTY, _name(prompt, i))
+    return prompts
+
+
+def require_tokenizer(served: ServedModel, param: str) -> Tokenizer:
+    """The model's tokenizer. Raises BadRequestError naming `param` where it has none."""
+    if served.tokenizer is None:
+        message = f"'{param}' cannot be text: this model has no tokenizer and is served for token ids only"
+        raise BadRequestError(message, param=param, code="no_tokenizer")
+    return served.tokenizer
+
+
+async def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, settings: GatewaySettings) -> list[list[int]]:
+    """The token ids of `texts`. Long texts are encoded in a thread, so that streams go on meanwhile."""
+    if sum(map(len, texts)) < settings.threaded_chars:
+        return [tokenizer.encode(text) for text in texts]
+    return await asyncio.to_thread(lambda: [tokenizer.encode(text) for text in texts])
+
+
+def check_token_ids(token_ids: Sequence[object], name: str, param: str, vocab_size: int) -> None:
+    """Raises BadRequestError naming the first of `token_ids` that is not in the vocabulary."""
+    for i, token_id in enumerate(token_ids):
+        if type(token_id) is not int:
+            raise BadRequestError(f"'{name}[{i}]' must be a token id, an integer", param=param)
+        if not 0 <= token_id < vocab_size:
+            message = f"'{name}[{i}]' must be at least 0 and at most {vocab_size - 1}, got {token_id}"
+            raise BadRequestError(message, param=param)
+
+
+def _as_items(prompt: object) -> Sequence[object]:
+    """One item for each prompt. What the items hold is checked later, except that they are of one kind."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list):
+        raise _invalid(_SHAPES)
+    if not prompt:
+        raise _invalid(_EMPTY)
+    kind = type(prompt[0])
+    if kind not in (str, int, list):
+        raise _invalid(_SHAPES)
+    for i, item in enumerate(prompt):
+        if type(item) is not kind:
+            raise _invalid(f"{_SHAPES}; 'prompt[{i}]' is not like 'prompt[0]'")
+    return [prompt] if kind is int else prompt
+
+
+async def _encode(
+    texts: Sequence[str], prompt: object, served: ServedModel, settings: GatewaySettings
+) -> list[TokenIds]:
+    tokenizer = require_tokenizer(served, "prompt")
+    limit = served.info.max_model_len
+    for i, text in enumerate(texts):
+        # Refused unread: encoding what can never fit would cost the time of everybody else.
+        at_least = -(-len(text.encode()) // served.longest_token)
+        if at_least >= limit:
+            raise _too_long(f"at least {at_least}", limit, _name(prompt, i))
+    return [tuple(ids) for ids in await encode_texts(texts, tokenizer, settings)]
+
+
+def _check_ids(item: object, name: str, served: ServedModel) -> TokenIds:
+    assert isinstance(item, list)
+    if len(item) >= served.info.max_model_len:
+        raise _too_long(str(len(item)), served.info.max_model_len, name)
+    check_token_ids(item, name, "prompt", served.info.vocab_size)
+    return tuple(item)
+
+
+def _too_long(count: str, limit: int, name: str) -> BadRequestError:
+    message = (
+        f"'{name}' has {count} tokens, which leaves no room to generate: "
+        f"prompt and completion together may have {limit} tokens"
+    )
+    return BadRequestError(message, param="prompt", code="context_length_exceeded")
+
+
+def _name(prompt: object, index: int) -> str:
+    """How a client finds the prompt of that index in what it sent."""
+    is_many = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+    return f"prompt[{index}]" if is_many else "prompt"
+
+
+def _invalid(what: str, name: str = "prompt") -> BadRequestError:
+    return BadRequestError(f"'{name}' {what}", param="prompt")

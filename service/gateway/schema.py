@@ -1,0 +1,222 @@
+"""What clients send and get, as pydantic models. Knows the shape of each field, not the limits of this server."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+_TOKEN_IDS: JsonSchemaValue = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXTS: JsonSchemaValue = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+_PROMPT: JsonSchemaValue = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        _TEXTS,
+        _TOKEN_IDS,
+        {"type": "array", "items": _TOKEN_IDS, "minItems": 1},
+    ]
+}
+_STOP: JsonSchemaValue = {
+    "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]
+}
+
+
+class StrictModel(BaseModel):
+    """No coercion, no unknown field, no NaN; an optional field given as null means its default."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _null_is_default(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[info.field_name or ""]
+        return field.get_default(call_default_factory=True) if value is None and not field.is_required() else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler.resolve_ref_schema(handler(schema))
+        for name, field in cls.model_fields.items():
+            if not field.is_required():
+                _allow_null(described["properties"][name])
+        return described
+
+
+def _allow_null(described: JsonSchemaValue) -> None:
+    if "$ref" in described:
+        described["anyOf"] = [{"$ref": described.pop("$ref")}, {"type": "null"}]
+    elif "anyOf" in described:
+        if {"type": "null"} not in described["anyOf"]:
+            described["anyOf"] = [*described["anyOf"], {"type": "null"}]
+    else:
+        described["type"] = [described["type"], "null"]
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class StreamOptions(StrictModel):
+    """What a stream carries besides text."""
+
+    include_usage: bool = Field(False, description="Send one more chunk before the end, with the usage.")
+
+
+class CompletionRequest(StrictModel):
+    """A prompt to continue. `user` is written to the access log and has no other effect."""
+
+    model: str | None = Field(None, description="One of the served names. Default: the first.")
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT)] = Field(
+        description="Text, token ids, or several of either. Each is continued on its own."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, le=INT32_MAX, description="Most tokens of each choice. Default: 16, or fewer if no more fit."
+    )
+    min_tokens: int = Field(0, ge=0, le=INT32_MAX, description="No choice stops by itself before so many tokens.")
+    temperature: float = Field(1.0, ge=0, le=100, description="0 always takes the most likely token.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that reach this probability.")
+    top_k: int = Field(0, ge=-1, le=INT32_MAX, description="Draw from so many likeliest tokens. 0 or -1: from all.")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Drop tokens less likely than this times the likelihood of the likeliest."
+    )
+    seed: int | None = Field(
+        None,
+        ge=-INT64_MAX - 1,
+        le=INT64_MAX,
+        description="Same seed, same text. Default, and -1: a random one, which the answer names.",
+    )
+    n: int = Field(1, ge=1, le=INT32_MAX, description="Choices for each prompt.")
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), WithJsonSchema(_STOP)] = (
+        Field(default_factory=list, description="Text that ends a choice; it is not part of the answer.")
+    )
+    stop_token_ids: list[int] = Field(default_factory=list, description="Tokens that end a choice.")
+    ignore_eos: bool = Field(False, description="Continue past the end of text.")
+    stream: bool = Field(False, description="Send text as server-sent events while it is generated.")
+    stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    user: str | None = Field(None, description="A tag for the access log.")
+
+
+class TokenizeRequest(StrictModel):
+    """Text to turn into token ids."""
+
+    model: str | None = Field(None, description="One of the served names.")
+    prompt: str = Field(description="The text. Spellings of special tokens are plain text.")
+
+
+class DetokenizeRequest(StrictModel):
+    """Token ids to turn into text."""
+
+    model: str | None = Field(None, description="One of the served names.")
+    tokens: Annotated[list[int], WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})] = Field(
+        description="Token ids."
+    )
+
+
+class Usage(BaseModel):
+    """Tokens read and written. `completion_tokens` counts the token that ended a choice."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionChoice(BaseModel):
+    """One continuation. Choice `p * n + c` is choice c of prompt p."""
+
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"] | None
+    stop_reason: int | str | None = Field(description="The stop string or stop token id that ended the choice.")
+    token_ids: list[int] | None = Field(None, description="Only from a model without a tokenizer.")
+
+
+class Completion(BaseModel):
+    """The answer; streamed, each event is one of these with the text that is new."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    system_fingerprint: str
+    seed: int = Field(description="Send it again for the same text.")
+
+
+class ModelCard(BaseModel):
+    """A served name."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "tessera"
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """All served names."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class TokenizeResponse(BaseModel):
+    """The tokens of a text."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class DetokenizeResponse(BaseModel):
+    """The text of tokens, special ones spelled out."""
+
+    prompt: str
+
+
+class HealthResponse(BaseModel):
+    """Whether a request sent now would make progress."""
+
+    status: Literal["ok"]
+    seconds_since_progress: float
+
+
+class ProbeResponse(BaseModel):
+    """The answer of a probe that passed."""
+
+    status: Literal["ok"]
+
+
+class VersionResponse(BaseModel):
+    """The version of this server."""
+
+    version: str
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, and which parameter is the reason."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorResponse(BaseModel):
+    """Every answer that is not a success."""
+
+    error: ErrorDetail

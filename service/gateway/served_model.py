@@ -1,0 +1,45 @@
+"""What a gateway serves: a name, a tokenizer and what the engine says of its model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from model.tokenizer import Tokenizer
+from service.engine.stats import EngineInfo
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model under one or more names. Without a tokenizer it is served for token ids only.
+
+    `created` is a Unix time in whole seconds.
+    """
+
+    names: tuple[str, ...]
+    tokenizer: Tokenizer | None
+    info: EngineInfo
+    created: int
+
+    def __post_init__(self) -> None:
+        if not self.names or not all(self.names):
+            raise ValueError("a served model needs at least one name, and none may be empty")
+
+    @property
+    def name(self) -> str:
+        """The name answers carry when the request names no model."""
+        return self.names[0]
+
+    @cached_property
+    def system_fingerprint(self) -> str:
+        """Equal for two servers exactly when they give the same bytes for the same seeded request."""
+        info = self.info
+        return "-".join((info.fingerprint[:12], info.kernel_path, info.dtype, info.memory_dtype))
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token: a text of n bytes has at least n / longest_token tokens."""
+        if self.tokenizer is None:
+            return 1
+        lengths = (len(self.tokenizer.token_bytes(i, skip_special=False)) for i in range(self.tokenizer.vocab_size))
+        return max(lengths, default=1) or 1

@@ -1,0 +1,37 @@
+"""Limits and switches of one gateway: everything a client can size has a bound here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """Sizes are bytes, characters or counts as named; `*_s` are seconds.
+
+    `cors_origins` empty means that no other web site may call this server from a browser. `threaded_chars` is the
+    length of prompt text from which tokenizing leaves the event loop.
+    """
+
+    max_body_bytes: int = 4 * 1024 * 1024
+    body_timeout_s: float = 30.0
+    max_prompts: int = 128
+    max_n: int = 64
+    max_choices: int = 256
+    max_stops: int = 16
+    max_stop_chars: int = 256
+    max_stop_token_ids: int = 64
+    max_user_chars: int = 256
+    threaded_chars: int = 16_384
+    health_timeout_s: float = 2.0
+    stats_timeout_s: float = 2.0
+    abort_timeout_s: float = 5.0
+    drain_grace_s: float = 1.0
+    drain_retry_after_s: float = 5.0
+    cors_origins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")

@@ -1,0 +1,72 @@
+"""Fields that other servers know and this one does not: refused by name, unless their value asks for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from service.gateway.errors import BadRequestError
+
+# Each field with the values that change nothing; null is always one of them.
+NEUTRAL_COMPLETION_VALUES: Mapping[str, tuple[object, ...]] = {
+    "add_special_tokens": (True, False),  # The tokenizers served here add none.
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "cache_salt": (),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "grammar": ("",),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": (),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logprob_token_ids": (),
+    "logprobs": (),
+    "presence_penalty": (0,),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "repetition_penalty": (1,),
+    "request_id": (),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "structured_outputs": (),
+    "suffix": (),
+    "timeout": (),
+    "truncate_prompt_tokens": (),
+    "truncation_side": (),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "vllm_xargs": (),
+}
+NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[object, ...]] = {"continuous_usage_stats": (False,)}
+NEUTRAL_TOKENIZE_VALUES: Mapping[str, tuple[object, ...]] = {
+    "add_special_tokens": (True, False),
+    "return_token_strs": (False,),
+}
+
+
+def drop_neutral(
+    body: Mapping[str, object], table: Mapping[str, tuple[object, ...]], prefix: str = ""
+) -> dict[str, object]:
+    """`body` without the fields of `table`. Raises BadRequestError for one that asks for something."""
+    for name in body.keys() & table.keys():
+        if not _is_neutral(body[name], table[name]):
+            param = prefix + name
+            raise BadRequestError(
+                f"'{param}' is not supported by this server", param=param, code="unsupported_parameter"
+            )
+    return {name: value for name, value in body.items() if name not in table}
+
+
+def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
+    # To Python True is 1 and False is 0; to a client they are not.
+    return value is None or any(
+        value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral
+    )

@@ -1,0 +1,95 @@
+"""From a JSON body to a request model; from what is wrong with it to one sentence that names the parameter."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from service.gateway.errors import BadRequestError, shorten
+from service.gateway.schema import INT64_MAX, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from service.gateway.unsupported import (
+    NEUTRAL_COMPLETION_VALUES,
+    NEUTRAL_STREAM_OPTIONS,
+    NEUTRAL_TOKENIZE_VALUES,
+    drop_neutral,
+)
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+# What pydantic calls an error, and how a client is told. `{...}` are the error's own bounds.
+_SENTENCES = {
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "list_type": "must be an array",
+    "model_type": "must be an object",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_short": "must not be empty",
+}
+_MAX_NAME_CHARS = 64
+_MAX_VALUE_CHARS = 40
+
+
+def parse_completion(body: dict[str, object]) -> CompletionRequest:
+    """Raises BadRequestError for what is wrong, unknown or not supported."""
+    body = drop_neutral(body, NEUTRAL_COMPLETION_VALUES)
+    options = body.get("stream_options")
+    if isinstance(options, dict):
+        body["stream_options"] = drop_neutral(options, NEUTRAL_STREAM_OPTIONS, prefix="stream_options.")
+    request = _parse(CompletionRequest, body)
+    if request.stream_options is not None and not request.stream:
+        raise BadRequestError("'stream_options' needs 'stream' to be true", param="stream_options")
+    return request
+
+
+def parse_tokenize(body: dict[str, object]) -> TokenizeRequest:
+    """Raises BadRequestError for what is wrong, unknown or not supported."""
+    return _parse(TokenizeRequest, drop_neutral(body, NEUTRAL_TOKENIZE_VALUES))
+
+
+def parse_detokenize(body: dict[str, object]) -> DetokenizeRequest:
+    """Raises BadRequestError for what is wrong or unknown."""
+    return _parse(DetokenizeRequest, body)
+
+
+def _parse(model: type[_Model], body: Mapping[str, object]) -> _Model:
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise _describe(error.errors(include_url=False)[0], model) from None
+
+
+def _describe(error: ErrorDetails, model: type[BaseModel]) -> BadRequestError:
+    param = _param(error["loc"])
+    if error["type"] == "missing":
+        return BadRequestError(f"'{param}' is required", param=param, code="missing_parameter")
+    if error["type"] == "extra_forbidden":
+        return BadRequestError(_unknown(param, model), param=param, code="unknown_parameter")
+    value = error["input"]
+    sentence = _SENTENCES.get(error["type"], "is not valid").format(**error.get("ctx", {}))
+    if error["type"] == "int_type" and isinstance(value, float) and abs(value) > INT64_MAX:
+        sentence = "is out of range"  # The JSON reader hands integers beyond 64 bits over as floats.
+    got = f", got {shorten(repr(value), _MAX_VALUE_CHARS)}" if isinstance(value, int | float) else ""
+    return BadRequestError(f"'{param}' {sentence}{got}", param=param, code="invalid_value")
+
+
+def _param(location: tuple[int | str, ...]) -> str:
+    """("stop", 3) is "stop[3]", ("stream_options", "x") is "stream_options.x"."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return shorten(path, _MAX_NAME_CHARS)
+
+
+def _unknown(param: str, model: type[BaseModel]) -> str:
+    close = difflib.get_close_matches(param, model.model_fields, n=1, cutoff=0.75)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"'{param}' is not a parameter of this endpoint{hint}"
