@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,12 +68,13 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     # Each file appears complete or not at all; the configuration last, so that it never describes other weights.
-    partial = directory / f".{WEIGHTS_FILE}.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
-    partial.replace(directory / WEIGHTS_FILE)
-    partial = directory / f".{CONFIG_FILE}.partial"
-    config.save(partial)
-    partial.replace(directory / CONFIG_FILE)
+    partial_weights, partial_config = directory / f".{WEIGHTS_FILE}.partial", directory / f".{CONFIG_FILE}.partial"
+    config.save(partial_config)
+    save_file(weights, partial_weights, metadata={"format": "pt"})
+    # safetensors leaves its file to the owner alone; the directory's readers may read the configuration.
+    shutil.copymode(partial_config, partial_weights)
+    partial_weights.replace(directory / WEIGHTS_FILE)
+    partial_config.replace(directory / CONFIG_FILE)
 
 
 def _skeleton(config: MosaicConfig) -> MemoryMosaic:

@@ -45,14 +45,14 @@ def read_checkpoint(path: Path) -> PublishedCheckpoint:
 def _load(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ConversionError(f"{path}: {'a directory' if path.is_dir() else 'no such file'}")
+    # What this raises is the file system's; what torch raises below, in many kinds, is the content's.
+    path.open("rb").close()
     try:
         # The published formats hold tensors and plain Python values only: no type needs to be allowed on top.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
     except pickle.UnpicklingError:
         raise ConversionError(f"{path}: {_why_unreadable(path)}") from None
-    except Exception as error:  # torch raises many kinds on bytes that are no checkpoint
+    except Exception as error:
         raise ConversionError(f"{path}: not a file written by torch.save ({type(error).__name__})") from None
     if not isinstance(loaded, dict):
         raise ConversionError(f"{path}: holds a {type(loaded).__name__}, not a training checkpoint")
