@@ -9,14 +9,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from model.config import MosaicConfig
 from model.mosaic_v1 import MemoryMosaic
@@ -77,8 +79,23 @@ def save_model(
     partial_config.replace(directory / CONFIG_FILE)
 
 
+_SCALING = {torch.Tensor.div, torch.Tensor.__truediv__, torch.Tensor.mul, torch.Tensor.__mul__}
+
+
+class _WithoutInitialValues(TorchFunctionMode):
+    """Skips initial draws and their scaling: on the meta device they yield nothing but an import of the compiler."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in _SCALING:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def _skeleton(config: MosaicConfig) -> MemoryMosaic:
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialValues():
         return MemoryMosaic(config)
 
 
