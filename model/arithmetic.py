@@ -21,7 +21,7 @@ def compute_dtype(weight_dtype: torch.dtype) -> torch.dtype:
 def unit(x: Tensor, eps: float) -> Tensor:
     """x / (|x| + eps) along the last dimension. The zero vector stays zero, also for eps = 0."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    y: Tensor = x / (norm + max(eps, torch.finfo(x.dtype).tiny))
+    y: Tensor = x * torch.reciprocal(norm + max(eps, torch.finfo(x.dtype).tiny))
     return y
 
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.arithmetic import compute_dtype
+from model.cache import MemoryBatch
+from model.cached_past import CachedStep
 from model.config import MosaicConfig
 from model.layers import Block, LayerNorm, Linear
 from model.past import ParallelPast
@@ -60,12 +62,37 @@ class MemoryMosaic(nn.Module):
                 parameter.data = parameter.data.to(dtype)
         return self
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """[batch, time] int64 -> logits [batch, time, vocab_size]."""
+    def forward(self, token_ids: Tensor, cache: MemoryBatch | None = None, *, all_logits: bool = False) -> Tensor:
+        """Logits of the token after each token, float32 (float64 for a float64 model).
+
+        Without a cache: token_ids [batch, time] int64 -> [batch, time, vocab_size].
+        With one: token_ids [tokens] int64, the batch's sequences one after another -> [sequences, vocab_size], after
+        the last token of each, or with `all_logits` [tokens, vocab_size]. Absorbs the tokens into the cache; an
+        exception leaves every sequence as it was. Without gradients.
+        Raises ValueError if token_ids has another shape.
+        """
+        if cache is not None:
+            return self._step(token_ids, cache, all_logits=all_logits)
+        if token_ids.ndim != 2 or token_ids.shape[1] == 0:
+            raise ValueError(f"token_ids: expected [batch, time] with a token at least, got {list(token_ids.shape)}")
         x = self._embed(token_ids)
+        past = ParallelPast()
         for block in self.blocks:
-            x = block(x, ParallelPast())
+            x = block(x, past)
         return self._logits(x)
+
+    @torch.no_grad()
+    def _step(self, token_ids: Tensor, batch: MemoryBatch, *, all_logits: bool) -> Tensor:
+        if token_ids.shape != (batch.num_tokens,):
+            raise ValueError(f"token_ids: expected [{batch.num_tokens}], got {list(token_ids.shape)}")
+        step = CachedStep(batch, self.config, compute_dtype(self.dtype))
+        x = self._embed(token_ids[step.plan.order])
+        for layer, block in enumerate(self.blocks):
+            x = block(x, step.past(layer))
+        step.commit()
+        wanted = step.plan.order if all_logits else step.plan.sequences
+        logits = self._logits(x if all_logits else x[step.plan.last])
+        return torch.empty_like(logits).index_copy_(0, wanted, logits)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         x: Tensor = self.embedding(token_ids)

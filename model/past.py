@@ -1,6 +1,6 @@
 """What came before a token: the one thing in which training (all tokens at once) and serving (a cache) differ.
 
-Layers are written once, against `Past`; `ParallelPast` is the form for whole sequences.
+Layers are written once, against `Past`; `ParallelPast` is the form for whole sequences, `model.cached_past` the other.
 """
 
 from __future__ import annotations

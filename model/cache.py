@@ -1,0 +1,150 @@
+"""MemoryCache: the tensors in which sequences remember, in pooled blocks of pairs and slots of state.
+
+Who owns which block or slot, and when, is decided elsewhere and arrives as a `MemoryBatch` with every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.config import MosaicConfig
+
+NUM_STATE_VECTORS = 3
+"""Per layer and sequence: both leaky averages, and what the last token contributes to its pending pair's value."""
+
+
+class MemoryCache:
+    """Pooled memory for many sequences. Holds numbers, knows no sequence.
+
+    `keys` and `values`, [n_layer, num_blocks, n_head, block_size, head_dim] of `memory_dtype`: unit vectors, which even
+    float16 holds safely; the scales of a head are applied when they are read.
+    `state`, [n_layer, num_slots, 3, n_embd] of `state_dtype`: see `NUM_STATE_VECTORS`.
+    """
+
+    def __init__(
+        self,
+        config: MosaicConfig,
+        *,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int,
+        device: str | torch.device = "cpu",
+        memory_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        for name, size in (("num_blocks", num_blocks), ("block_size", block_size), ("num_slots", num_slots)):
+            if size < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {size}")
+        self.block_size = block_size
+        pairs = (config.n_layer, num_blocks, config.n_head, block_size, config.head_dim)
+        state = (config.n_layer, num_slots, NUM_STATE_VECTORS, config.n_embd)
+        # Zeros, since what a block held before is read, and then given no weight: it must be finite.
+        self.keys = torch.zeros(pairs, dtype=memory_dtype, device=device)
+        self.values = torch.zeros(pairs, dtype=memory_dtype, device=device)
+        self.state = torch.zeros(state, dtype=state_dtype, device=device)
+
+    @property
+    def num_blocks(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def num_slots(self) -> int:
+        return self.state.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    @staticmethod
+    def block_bytes(config: MosaicConfig, block_size: int, memory_dtype: torch.dtype) -> int:
+        """Bytes that one block of `block_size` pairs takes, over all layers."""
+        return 2 * config.n_layer * block_size * config.n_embd * memory_dtype.itemsize
+
+    @staticmethod
+    def slot_bytes(config: MosaicConfig, state_dtype: torch.dtype) -> int:
+        """Bytes that the state of one sequence takes, over all layers."""
+        return NUM_STATE_VECTORS * config.n_layer * config.n_embd * state_dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBatch:
+    """What one call adds to which sequences of a cache. Sequences differ in length and in the number of new tokens.
+
+    `slots` is [sequences] int64, `block_tables` [sequences, max_blocks] int64, padded with any valid block. Sequence s
+    has absorbed `num_computed[s]` tokens before this call and brings `num_new[s]` >= 1 more; with 0 absorbed it
+    starts anew, whatever its slot held. Pair p of a sequence lies in block `block_tables[s, p // block_size]` at
+    `p % block_size`; after n tokens there are n - 1 pairs. Two sequences of a batch share no slot, and no block that
+    this call writes to. Raises ValueError where the sizes contradict each other.
+    """
+
+    cache: MemoryCache
+    slots: Tensor
+    block_tables: Tensor
+    num_computed: tuple[int, ...]
+    num_new: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.num_computed), len(self.num_new), self.slots.shape[0], self.block_tables.shape[0]}
+        if len(sizes) != 1 or self.slots.ndim != 1 or self.block_tables.ndim != 2:
+            raise ValueError("slots, block_tables, num_computed and num_new do not describe the same sequences")
+        if not self.num_new or min(self.num_new) < 1 or min(self.num_computed) < 0:
+            raise ValueError("a batch needs a sequence, and every sequence a new token")
+        if self.max_pairs > self.block_tables.shape[1] * self.cache.block_size:
+            raise ValueError(f"block_tables have no room for {self.max_pairs} pairs")
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens of all sequences together."""
+        return sum(self.num_new)
+
+    @property
+    def max_pairs(self) -> int:
+        """Pairs of the longest sequence after this call."""
+        return max(computed + new for computed, new in zip(self.num_computed, self.num_new, strict=True)) - 1
+
+
+class SimpleMemory:
+    """A cache for a fixed number of sequences, each with room for `max_tokens`: for scripts, evaluation and tests."""
+
+    def __init__(
+        self,
+        config: MosaicConfig,
+        num_sequences: int,
+        max_tokens: int,
+        *,
+        block_size: int = 16,
+        device: str | torch.device = "cpu",
+        memory_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        blocks_each = max(1, -(-(max_tokens - 1) // block_size))
+        self.cache = MemoryCache(
+            config,
+            num_blocks=num_sequences * blocks_each,
+            block_size=block_size,
+            num_slots=num_sequences,
+            device=device,
+            memory_dtype=memory_dtype,
+            state_dtype=state_dtype,
+        )
+        self.num_tokens = [0] * num_sequences
+        blocks = torch.arange(num_sequences * blocks_each, device=self.cache.device)
+        self._block_tables = blocks.view(num_sequences, blocks_each)
+
+    def extend(self, num_new: Sequence[int]) -> MemoryBatch:
+        """The batch in which sequence s brings `num_new[s]` tokens, and sits out if that is 0; counts them."""
+        rows = [s for s, new in enumerate(num_new) if new > 0]
+        batch = MemoryBatch(
+            self.cache,
+            torch.tensor(rows, device=self.cache.device),
+            self._block_tables[rows],
+            tuple(self.num_tokens[s] for s in rows),
+            tuple(num_new[s] for s in rows),
+        )
+        for s in rows:
+            self.num_tokens[s] += num_new[s]
+        return batch
