@@ -34,7 +34,11 @@ def plan_memory(
     slot_bytes = MemoryCache.slot_bytes(model, state_dtype) * config.max_num_seqs
     per_sequence = -(-(max_model_len - 1) // config.block_size)
     wanted = per_sequence * config.max_num_seqs
-    budget = config.memory_bytes or int(available_bytes(config.device) * _DEFAULT_SHARE)
+    available = available_bytes(config.device)
+    budget = config.memory_bytes or int(available * _DEFAULT_SHARE)
+    if budget > available:
+        # Memory is handed out lazily: without this the process would be killed later, in the middle of serving.
+        raise MemoryError(f"the memory cache is to take {_mib(budget)} MiB, but {_mib(available)} MiB are available")
     num_blocks = (budget - slot_bytes) // block_bytes
     if config.memory_bytes is None:
         num_blocks = min(num_blocks, wanted)
