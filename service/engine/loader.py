@@ -51,7 +51,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         ),
         BlockManager(memory.num_blocks, config.block_size, memory.num_slots),
     )
-    kernel_path = f"torch-{torch.device(config.device).type}"
+    kernel_path = kernel_path_of(config)
     names = [str(t).removeprefix("torch.") for t in (dtype, memory_dtype)]
     info = EngineInfo(
         model_dir=config.model_dir,
@@ -73,6 +73,11 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         replica=replica,
         start_up_s=time.monotonic() - started_s,
     )
+
+
+def kernel_path_of(config: EngineConfig) -> str:
+    """The name of the arithmetic that serves `config`: output bytes are the same on one path, never promised across."""
+    return f"torch-{torch.device(config.device).type}"
 
 
 def resolve_dtypes(config: EngineConfig) -> tuple[torch.dtype, torch.dtype]:
