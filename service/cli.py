@@ -16,7 +16,7 @@ from pydantic import BeforeValidator
 from typer.exceptions import TyperException
 
 from service.errors import CommandError, ExitCode, UsageError
-from service.settings import ServeSettings, SettingsError, env_name, flag, load_settings
+from service.settings import ServeSettings, env_name, flag, load_settings
 from service.version import package_version
 
 app = typer.Typer(
@@ -104,10 +104,7 @@ def _help(name: str) -> str:
 def _merge(ctx: typer.Context, given: dict[str, Any], config: Path | None) -> ServeSettings:
     given = {name: value for name, value in given.items() if value is not None}
     origins = {name: flag(name) if _is_typed(ctx, name) else env_name(name) for name in given}
-    try:
-        return load_settings(given, origins, config)
-    except SettingsError as error:
-        raise UsageError(str(error)) from error
+    return load_settings(given, origins, config)
 
 
 def _is_typed(ctx: typer.Context, name: str) -> bool:
@@ -142,7 +139,7 @@ def serve(settings: ServeSettings) -> None:
 
         serve_local(settings, Progress())
     else:
-        from service.deployment import serve_ray
+        from service.ray_launcher import serve_ray
 
         serve_ray(settings, Progress())
 

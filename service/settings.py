@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.config import DType, EngineConfig
+from service.errors import UsageError
 from service.gateway.settings import GatewaySettings
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "model" / "pretrained" / "llama-tales-mosaic-6m"
@@ -25,10 +26,6 @@ _UNITS = {"": 1, "b": 1} | {
     for power, unit in enumerate("kmgt", start=1)
     for suffix, base in (("b", 1000), ("ib", 1024), ("i", 1024), ("", 1000))
 }
-
-
-class SettingsError(ValueError):
-    """A setting that cannot be used. The message names the option and where its value came from, in one line."""
 
 
 def parse_size(value: object) -> object:
@@ -122,7 +119,7 @@ class ServeSettings(EngineSettings):
         return self.served_model_name or self.model.resolve().name
 
     def engine_config(self) -> EngineConfig:
-        """What an engine replica is told. Raises SettingsError where two settings contradict each other."""
+        """What an engine replica is told. Raises UsageError where two settings contradict each other."""
         try:
             return EngineConfig(
                 model_dir=str(self.model.resolve()),
@@ -138,7 +135,7 @@ class ServeSettings(EngineSettings):
                 max_num_waiting=self.max_num_waiting,
             )
         except ValueError as error:
-            raise SettingsError(str(error)) from error
+            raise UsageError(name_flags(str(error))) from error
 
     def gateway_settings(self) -> GatewaySettings:
         """What a gateway is told."""
@@ -150,6 +147,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def name_flags(text: str) -> str:
+    """`text` with the names of settings written as a user gives them."""
+    return re.sub(r"\b[a-z]+(_[a-z]+)+\b", lambda m: flag(m[0]) if m[0] in ServeSettings.model_fields else m[0], text)
+
+
 def env_name(name: str) -> str:
     """The environment variable of a setting: `max_num_seqs` is `TESSERA_MAX_NUM_SEQS`."""
     return ENV_PREFIX + name.upper()
@@ -158,7 +160,7 @@ def env_name(name: str) -> str:
 def load_settings(given: Mapping[str, Any], origins: Mapping[str, str], config: Path | None) -> ServeSettings:
     """Merges values `given` on the command line or in the environment over those of the file `config`.
 
-    `origins` says where each given value came from ("--port", "TESSERA_PORT"). Raises SettingsError.
+    `origins` says where each given value came from ("--port", "TESSERA_PORT"). Raises UsageError.
     """
     from_file = _read_config(config) if config else {}
     try:
@@ -168,7 +170,7 @@ def load_settings(given: Mapping[str, Any], origins: Mapping[str, str], config: 
         name = str(first["loc"][0])
         origin = origins.get(name) or f"{config}, key {name}"
         reason = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{origin}: {reason} (got {first['input']!r})") from error
+        raise UsageError(f"{origin}: {reason} (got {first['input']!r})") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -176,15 +178,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"--config {path}: {error.strerror}") from error
+        raise UsageError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise SettingsError(f"--config {path}: must hold a mapping of option names to values")
+        raise UsageError(f"--config {path}: must hold a mapping of option names to values")
     named = {str(key).replace("-", "_"): value for key, value in values.items()}
     unknown = sorted(named.keys() - ServeSettings.model_fields.keys())
     if unknown:
-        raise SettingsError(f"--config {path}: unknown option {', '.join(map(repr, unknown))}")
+        raise UsageError(f"--config {path}: unknown option {', '.join(map(repr, unknown))}")
     return named

@@ -12,6 +12,7 @@ from service.config import EngineConfig
 from service.engine.async_engine import AsyncEngine
 from service.errors import CommandError, EngineStartError, ModelNotFoundError, NoMemoryError, UsageError
 from service.gateway.served_model import ServedModel
+from service.settings import name_flags
 
 MODEL_FILES = ("config.json", "model.safetensors")
 
@@ -55,7 +56,7 @@ def explain(error: BaseException) -> CommandError | None:
     """The line a person should read for a failure to load an engine; None when it is not a known kind."""
     text = str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
-        return NoMemoryError(f"not enough memory: {text or 'an allocation failed'}")
+        return NoMemoryError(f"not enough memory: {name_flags(text) or 'an allocation failed'}")
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | ValueError):
         return ModelNotFoundError(f"cannot load the model: {text}")
     if isinstance(error, RuntimeError | OSError):
