@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from model.cache import MemoryBatch, MemoryCache
-from model.mosaic import MemoryMosaic
+from model.mosaic_v1 import MemoryMosaic
 from service.engine.sampler import SamplingRow, sample
 from service.engine.scheduler import ScheduledSequence, SchedulerOutput
 
@@ -20,7 +20,7 @@ class ModelRunner:
         self.model = model
         self.cache = cache
         config = model.config
-        self._num_sampled_ids = config.tokenizer_vocab_size or config.vocab_size
+        self._num_sampled_ids = config.num_sampled_tokens
         self._eos_token_id = config.eos_token_id
 
     @torch.inference_mode()

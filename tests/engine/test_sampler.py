@@ -46,6 +46,12 @@ def test_ties_go_to_the_lower_id_and_top_k_keeps_exactly_k() -> None:
     assert seen == {0, 1, 2}
 
 
+def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
+    logits = torch.zeros(1, 4)
+    params = [SamplingParams(max_tokens=1, top_p=0.5, seed=seed) for seed in range(99)]
+    assert {sample(logits.clone(), [SamplingRow(p, 0)])[0] for p in params} == {0, 1}
+
+
 def test_banned_and_impossible_ids_are_never_drawn() -> None:
     logits = torch.tensor([[5.0, 1.0, -torch.inf, 0.0]])
     for seed in range(200):

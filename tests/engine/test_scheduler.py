@@ -60,6 +60,12 @@ def test_min_tokens_outlasts_a_stop_token() -> None:
     assert len(ids(run_to_end(make_engine(), [request])["a"])) >= 5
 
 
+def test_min_tokens_reached_a_stop_token_counts_again() -> None:
+    alone = ids(run_to_end(make_engine(), [make_request("a", ignore_eos=True)])["a"])
+    request = make_request("a", stop_token_ids=(alone[4],), min_tokens=5, ignore_eos=True)
+    assert ids(run_to_end(make_engine(), [request])["a"]) == alone[:5]
+
+
 def test_a_long_prompt_is_absorbed_in_chunks_beside_decodes() -> None:
     engine = make_engine(make_scheduler(max_num_batched_tokens=4, max_num_seqs=2))
     engine.add_request(make_request("short", max_tokens=10, ignore_eos=True))

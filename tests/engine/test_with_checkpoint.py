@@ -1,0 +1,200 @@
+"""The engine over a real network: whatever the schedule, each request gets the tokens of its own one-pass reference."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.cache import MemoryCache
+from model.checkpoint import save_model
+from model.config import MosaicConfig
+from model.mosaic_v1 import MemoryMosaic
+from service.config import EngineConfig
+from service.engine.block_manager import BlockManager
+from service.engine.engine import Engine
+from service.engine.loader import load_engine
+from service.engine.local_client import LocalEngineClient
+from service.engine.request import FinishReason, Request, SamplingParams
+from service.engine.runner import ModelRunner
+from service.engine.sampler import SamplingRow, sample
+from service.engine.scheduler import Scheduler, SchedulerConfig
+
+MAX_MODEL_LEN = 64
+CONFIG = MosaicConfig(
+    vocab_size=40,
+    n_layer=2,
+    n_head=2,
+    n_embd=16,
+    block_size=MAX_MODEL_LEN,
+    pmem_size=12,
+    pmem_count=1,
+    key_log_scale_max=5.0,
+    persistent_key_log_scale_max=10.0,
+    norm_eps=0.0,
+    logit_scale=1.0,
+    pre_norm=True,
+    value_extractor="lowrlinearconv",
+    bias=False,
+    tied=True,
+    has_persistent=True,
+    eos_token_id=0,
+    tokenizer_vocab_size=37,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> MemoryMosaic:
+    torch.manual_seed(5)
+    # float64 leaves no room for a near tie to fall the other way.
+    return MemoryMosaic(CONFIG).cast_weights(torch.float64).eval().requires_grad_(False)
+
+
+def one_pass(model: MemoryMosaic, request: Request) -> list[int]:
+    """The request's continuation by the parallel form alone: every token from a fresh pass over all before it."""
+    tokens, sampling, generated = list(request.prompt_token_ids), request.sampling, 0
+    while generated < sampling.max_tokens:
+        logits = model(torch.tensor([tokens]))[0, -1:, : CONFIG.num_sampled_tokens]
+        tokens += sample(logits, [SamplingRow(sampling, generated)])
+        generated += 1
+        if tokens[-1] == CONFIG.eos_token_id and not sampling.ignore_eos:
+            break
+    return tokens[len(request.prompt_token_ids) :]
+
+
+def make_engine(model: MemoryMosaic, *, num_blocks: int, block_size: int, max_num_seqs: int, budget: int) -> Engine:
+    cache = MemoryCache(
+        CONFIG,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_slots=max_num_seqs,
+        memory_dtype=torch.float64,
+        state_dtype=torch.float64,
+    )
+    limits = SchedulerConfig(max_num_seqs, budget, MAX_MODEL_LEN, CONFIG.vocab_size, CONFIG.eos_token_id)
+    return Engine(Scheduler(limits, BlockManager(num_blocks, block_size, max_num_seqs)), ModelRunner(model, cache))
+
+
+def run(engine: Engine, requests: list[Request], arrivals: list[int]) -> dict[str, list[int]]:
+    produced: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    pending = sorted(zip(arrivals, requests, strict=True), key=lambda pair: pair[0])
+    step = 0
+    while pending or engine.has_work:
+        while pending and pending[0][0] <= step:
+            engine.add_request(pending.pop(0)[1])
+        for output in engine.step():
+            produced[output.request_id] += output.new_token_ids
+        engine.scheduler.check_integrity()
+        step += 1
+    return produced
+
+
+requests_strategy = st.lists(
+    st.tuples(
+        st.integers(1, 30),  # prompt tokens
+        st.integers(1, 12),  # max_tokens
+        st.sampled_from([0.0, 0.8, 1.5]),  # temperature
+        st.integers(0, 10),  # step of arrival
+        st.integers(0, 2**32),  # seed of prompt and sampling
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    specs=requests_strategy,
+    block_size=st.sampled_from([1, 3, 8, 64]),
+    spare_blocks=st.integers(0, 12),
+    max_num_seqs=st.integers(1, 4),
+    extra_budget=st.integers(0, 40),
+)
+def test_batched_chunked_and_preempted_equals_one_pass(
+    model: MemoryMosaic,
+    specs: list[tuple[int, int, float, int, int]],
+    block_size: int,
+    spare_blocks: int,
+    max_num_seqs: int,
+    extra_budget: int,
+) -> None:
+    requests = []
+    for i, (length, max_tokens, temperature, _, seed) in enumerate(specs):
+        rng = random.Random(seed)
+        prompt = tuple(rng.randrange(CONFIG.vocab_size) for _ in range(length))
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed, top_k=rng.choice([0, 5]))
+        requests.append(Request(f"r{i}", prompt, sampling))
+    engine = make_engine(
+        model,
+        num_blocks=-(-(MAX_MODEL_LEN - 1) // block_size) + spare_blocks,
+        block_size=block_size,
+        max_num_seqs=max_num_seqs,
+        budget=max_num_seqs + extra_budget,
+    )
+    produced = run(engine, requests, [spec[3] for spec in specs])
+    assert produced == {request.request_id: one_pass(model, request) for request in requests}
+
+
+def test_preemption_really_happens_and_changes_nothing(model: MemoryMosaic) -> None:
+    requests = [
+        Request(f"r{i}", (i + 1,) * 20, SamplingParams(max_tokens=40, seed=i, ignore_eos=True)) for i in range(4)
+    ]
+    engine = make_engine(model, num_blocks=17, block_size=8, max_num_seqs=4, budget=16)
+    produced = run(engine, requests, [0] * 4)
+    assert engine.scheduler.num_preemptions > 0
+    assert produced == {request.request_id: one_pass(model, request) for request in requests}
+
+
+def test_resumed_elsewhere_the_text_goes_on(model: MemoryMosaic) -> None:
+    request = Request("a", (3, 1, 4), SamplingParams(max_tokens=20, seed=9, ignore_eos=True))
+    whole = one_pass(model, request)
+    for done in (1, 7, 19):
+        resumed = Request("a", request.prompt_token_ids, request.sampling, tuple(whole[:done]))
+        engine = make_engine(model, num_blocks=63, block_size=1, max_num_seqs=1, budget=5)
+        assert run(engine, [resumed], [0])["a"] == whole[done:]
+
+
+def test_padding_ids_are_never_sampled(model: MemoryMosaic) -> None:
+    sampling = SamplingParams(max_tokens=50, temperature=50.0, ignore_eos=True)
+    engine = make_engine(model, num_blocks=63, block_size=1, max_num_seqs=1, budget=5)
+    produced = run(engine, [Request("a", (1,), sampling)], [0])["a"]
+    assert len(produced) == 50
+    assert max(produced) < 37
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_loaded_from_its_directory_it_serves(tmp_path: Path, dtype: str) -> None:
+    torch.manual_seed(5)
+    save_model(MemoryMosaic(CONFIG), CONFIG, tmp_path)
+    engine = load_engine(EngineConfig(str(tmp_path), dtype=dtype, max_num_seqs=2, max_num_batched_tokens=8))  # type: ignore[arg-type]
+    assert engine.info.max_model_len == MAX_MODEL_LEN
+    assert engine.info.dtype == dtype
+    assert engine.info.memory_dtype == {"float32": "float32", "bfloat16": "float16"}[dtype]
+    engine.start()
+    client = LocalEngineClient(engine)
+
+    async def ask(name: str) -> list[int]:
+        request = Request(name, (1, 2, 3), SamplingParams(max_tokens=30, seed=1, ignore_eos=True))
+        outputs = [output async for output in client.generate(request)]
+        assert outputs[-1].finish_reason is FinishReason.LENGTH
+        return [token for output in outputs for token in output.new_token_ids]
+
+    alone = await ask("alone")
+    assert len(alone) == 30
+    if dtype == "float32":
+        assert await asyncio.gather(*(ask(f"r{i}") for i in range(4))) == [alone] * 4
+    await client.close()
+
+
+def test_what_cannot_be_loaded_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_engine(EngineConfig(str(tmp_path / "nothing")))
+    torch.manual_seed(5)
+    save_model(MemoryMosaic(CONFIG), CONFIG, tmp_path)
+    with pytest.raises(MemoryError, match="one sequence of 64 tokens"):
+        load_engine(EngineConfig(str(tmp_path), memory_bytes=1024))
