@@ -13,10 +13,11 @@ from typing import Any
 from service.engine.async_engine import AsyncEngine
 from service.engine.local_client import LocalEngineClient
 from service.errors import AddressError
+from service.gateway.client import EngineClient
 from service.logs import configure_logging
 from service.progress import Progress
 from service.settings import ServeSettings
-from service.startup import ready_lines, require_model, start_engine
+from service.startup import explained, ready_lines, require_model, start_engine
 
 
 def serve_local(settings: ServeSettings, progress: Progress) -> None:
@@ -24,14 +25,14 @@ def serve_local(settings: ServeSettings, progress: Progress) -> None:
     configure_logging(settings.log_level)
     config = settings.engine_config()
     require_model(settings.model)
-    sock = bind(settings)
-    # The gateway's imports fill the time in which the checkpoint is read and hashed.
-    warm_up = threading.Thread(target=import_module, args=("service.gateway.app",), daemon=True)
-    with progress.step(f"Loading {settings.model_name}"):
-        warm_up.start()
-        engine = start_engine(config)
-        warm_up.join()
-    run_loop(_serve(settings, engine, sock, progress))
+    with bind(settings) as sock:
+        # The gateway's imports fill the time in which the checkpoint is read and hashed.
+        warm_up = threading.Thread(target=import_module, args=("service.gateway.app",), daemon=True)
+        with progress.step(f"Loading {settings.model_name}"):
+            warm_up.start()
+            engine = start_engine(config)
+            warm_up.join()
+        run_loop(_serve(settings, engine, sock, progress))
 
 
 def bind(settings: ServeSettings) -> socket.socket:
@@ -53,17 +54,23 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def _serve(settings: ServeSettings, engine: AsyncEngine, sock: socket.socket, progress: Progress) -> None:
+    engine.start()
+    await serve_client(settings, LocalEngineClient(engine), sock, progress)
+
+
+async def serve_client(settings: ServeSettings, client: EngineClient, sock: socket.socket, progress: Progress) -> None:
+    """Puts a gateway before `client`, serves until a signal, drains and closes `client`. Raises AddressError."""
     from model.tokenizer import Tokenizer
     from service.gateway import http_server
     from service.gateway.app import create_app
     from service.gateway.served_model import ServedModel
 
-    engine.start()
-    client = LocalEngineClient(engine)
+    with explained():
+        tokenizer = Tokenizer.load(settings.model)
     served = ServedModel(
         names=(settings.model_name,),
-        tokenizer=Tokenizer.load(settings.model),
-        info=engine.info,
+        tokenizer=tokenizer,
+        info=await client.info(),
         created=int(time.time()),
     )
     app = create_app(client, served, settings.gateway_settings())
