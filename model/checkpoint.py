@@ -9,16 +9,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from model.config import MosaicConfig
 from model.mosaic_v1 import MemoryMosaic
@@ -79,23 +77,8 @@ def save_model(
     partial_config.replace(directory / CONFIG_FILE)
 
 
-_SCALING = {torch.Tensor.div, torch.Tensor.__truediv__, torch.Tensor.mul, torch.Tensor.__mul__}
-
-
-class _WithoutInitialValues(TorchFunctionMode):
-    """Skips initial draws and their scaling: on the meta device they yield nothing but an import of the compiler."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init" or func in _SCALING:
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
 def _skeleton(config: MosaicConfig) -> MemoryMosaic:
-    with torch.device("meta"), _WithoutInitialValues():
+    with torch.device("meta"):
         return MemoryMosaic(config)
 
 
@@ -106,10 +89,12 @@ def _load_weights(path: Path, config: MosaicConfig, device: torch.device, dtype:
             headers = {name: file.get_slice(name) for name in list(file.keys())}
             _check_shapes({name: tuple(header.get_shape()) for name, header in headers.items()}, config)
             _check_types({name: header.get_dtype() for name, header in headers.items()})
-            model.to_empty(device=device)
-            for name, parameter in model.state_dict().items():
-                parameter.copy_(file.get_tensor(name))
-                _check_finite(name, parameter)
+            weights = {}
+            for name, tensor in model.state_dict().items():
+                weights[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                weights[name].copy_(file.get_tensor(name))
+                _check_finite(name, weights[name])
+            model.load_state_dict(weights, assign=True)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return model.eval().requires_grad_(False)

@@ -31,6 +31,9 @@ class LayerNorm(nn.LayerNorm):
 class Linear(nn.Linear):
     """A linear layer whose input and output keep the activations' type, whatever the type of the weights."""
 
+    def reset_parameters(self) -> None:
+        """Leaves the values open: `initialise` or a checkpoint gives them."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
 
@@ -42,8 +45,8 @@ class KeyExtractor(nn.Module):
         super().__init__()
         self.n_head, self.eps = config.n_head, config.norm_eps
         self.projection = Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.leak = nn.Parameter(torch.linspace(0.5, 5, config.n_head) / _STORED)
-        self.log_scale = nn.Parameter(torch.full((config.n_head,), 1 / _STORED))
+        self.leak = nn.Parameter(torch.empty(config.n_head))
+        self.log_scale = nn.Parameter(torch.empty(config.n_head))
 
     def forward(self, x: Tensor, past: Past, which: Average) -> Tensor:
         """[*tokens, n_embd] -> unit keys [*tokens, heads, dim]."""
@@ -58,8 +61,8 @@ class MixedValues(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.projection = Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.mix = nn.Parameter(torch.rand(config.n_head))
-        self.log_scale = nn.Parameter(torch.full((config.n_head,), -0.5 / _STORED))
+        self.mix = nn.Parameter(torch.empty(config.n_head))
+        self.log_scale = nn.Parameter(torch.empty(config.n_head))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[*tokens, n_embd] -> what each token adds to its own pair and to the pair before, [*tokens, heads, dim]."""
@@ -76,8 +79,8 @@ class SeparateValues(nn.Module):
         self.n_head = config.n_head
         self.current = Linear(config.n_embd, config.n_embd, bias=False)
         self.next = Linear(config.n_embd, config.n_embd, bias=False)
-        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None
-        self.log_scale = nn.Parameter(torch.full((config.n_head,), -0.5 / _STORED))
+        self.bias = nn.Parameter(torch.empty(config.n_embd)) if config.bias else None
+        self.log_scale = nn.Parameter(torch.empty(config.n_head))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `MixedValues.forward`; the bias belongs to the token's own pair."""
@@ -118,9 +121,9 @@ class PersistentMemory(nn.Module):
         self.log_scale_max = config.persistent_key_log_scale_max
         shape = (config.pmem_count, config.n_head, config.pmem_size, config.head_dim)
         self.key = KeyExtractor(config)
-        self.keys = nn.Parameter(torch.randn(shape) / math.sqrt(config.head_dim))
-        self.values = nn.Parameter(torch.randn(shape) / math.sqrt(config.head_dim))
-        self.log_scale = nn.Parameter(torch.full((config.n_head,), -0.5 / _STORED))
+        self.keys = nn.Parameter(torch.empty(shape))
+        self.values = nn.Parameter(torch.empty(shape))
+        self.log_scale = nn.Parameter(torch.empty(config.n_head))
         self.output = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:

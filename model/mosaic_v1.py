@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +10,7 @@ from model.arithmetic import compute_dtype
 from model.cache import MemoryBatch
 from model.cached_past import CachedStep
 from model.config import MosaicConfig
+from model.initialise import initialise
 from model.layers import Block, LayerNorm, Linear
 from model.past import ParallelPast
 
@@ -28,22 +27,15 @@ class MemoryMosaic(nn.Module):
         self.config = config
         self.fingerprint = ""
         """Hexadecimal sha256 of configuration and weights file; empty for a model that was not loaded from one."""
-        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.embedding = nn.Embedding(
+            config.vocab_size, config.n_embd, _weight=torch.empty(config.vocab_size, config.n_embd)
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = LayerNorm(config)
         self.head = None if config.tied else Linear(config.n_embd, config.vocab_size, bias=False)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Normal weights of variance 1/fan-in, what adds to the stream divided by the depth, as published."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                fan_in = module.in_features * (2 if name.endswith(("value.current", "value.next")) else 1)
-                fan_in *= self.config.n_layer if name.endswith(".output") else 1
-                nn.init.normal_(module.weight, std=1 / math.sqrt(fan_in))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(self.config.n_embd) if self.config.tied else 1.0)
+        # On the meta device values would be drawn for nothing, and the draws would import torch's compiler.
+        if self.embedding.weight.device.type != "meta":
+            initialise(self, config)
 
     @property
     def dtype(self) -> torch.dtype:
