@@ -22,6 +22,8 @@ class MemoryCache:
 
     `keys` and `values`, [n_layer, num_blocks, n_head, block_size, head_dim] of `memory_dtype`: unit vectors, which even
     float16 holds safely; the scales of a head are applied when they are read.
+    With `keys_by_dimension` the last two of `keys` are swapped, [..., head_dim, block_size]: one load then covers the
+    same dimension of many pairs.
     `state`, [n_layer, num_slots, 3, n_embd] of `state_dtype`: see `NUM_STATE_VECTORS`.
     """
 
@@ -35,15 +37,18 @@ class MemoryCache:
         device: str | torch.device = "cpu",
         memory_dtype: torch.dtype = torch.float32,
         state_dtype: torch.dtype = torch.float32,
+        keys_by_dimension: bool = False,
     ) -> None:
         for name, size in (("num_blocks", num_blocks), ("block_size", block_size), ("num_slots", num_slots)):
             if size < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {size}")
         self.block_size = block_size
+        self.keys_by_dimension = keys_by_dimension
         pairs = (config.n_layer, num_blocks, config.n_head, block_size, config.head_dim)
         state = (config.n_layer, num_slots, NUM_STATE_VECTORS, config.n_embd)
         # Zeros, since what a block held before is read, and then given no weight: it must be finite.
-        self.keys = torch.zeros(pairs, dtype=memory_dtype, device=device)
+        keys = (*pairs[:-2], pairs[-1], pairs[-2]) if keys_by_dimension else pairs
+        self.keys = torch.zeros(keys, dtype=memory_dtype, device=device)
         self.values = torch.zeros(pairs, dtype=memory_dtype, device=device)
         self.state = torch.zeros(state, dtype=state_dtype, device=device)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+KernelName = Literal["auto", "torch", "avx512bf16", "avx2", "generic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class EngineConfig:
     device: str = "cpu"
     dtype: DType = "auto"
     memory_dtype: DType = "auto"
+    kernel: KernelName = "auto"
     num_threads: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64

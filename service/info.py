@@ -35,7 +35,7 @@ def describe(settings: ServeSettings) -> Facts:
         return {
             "model": _model_facts(settings.model, model),
             "memory": _memory_facts(config, model),
-            "runtime": _runtime_facts(config),
+            "runtime": _runtime_facts(config, model),
         }
 
 
@@ -69,10 +69,10 @@ def _memory_facts(config: EngineConfig, model: MosaicConfig) -> dict[str, Any]:
     }
 
 
-def _runtime_facts(config: EngineConfig) -> dict[str, Any]:
+def _runtime_facts(config: EngineConfig, model: MosaicConfig) -> dict[str, Any]:
     return {
         "device": config.device,
-        "kernel_path": kernel_path_of(config),
+        "kernel_path": kernel_path_of(config, model),
         "threads": config.num_threads or torch.get_num_threads(),
         "tessera": package_version(),
         "torch": torch.__version__,

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from service.config import DType, EngineConfig
+from service.config import DType, EngineConfig, KernelName
 from service.errors import UsageError
 from service.gateway.settings import GatewaySettings
 
@@ -65,8 +65,11 @@ class EngineSettings(BaseModel):
     device: str | None = option(
         None, "Model", "cpu, cuda or cuda:N. Default: cuda where --num-gpus is above 0, else cpu.", metavar="NAME"
     )
-    dtype: DType = option("auto", "Model", "Type of the weights. auto: float32 on a CPU, bfloat16 on a GPU.")
-    memory_dtype: DType = option("auto", "Model", "Type of the memory cache. auto: that of the weights.")
+    dtype: DType = option("auto", "Model", "Type of the weights. auto: bfloat16 where that is fast, else float32.")
+    memory_dtype: DType = option(
+        "auto", "Model", "Type of the memory cache. auto: float16, or float32 beside float32 weights."
+    )
+    kernel: KernelName = option("auto", "Model", "What does the arithmetic. auto: the fastest that runs here.")
     threads: int | None = option(
         None, "Model", "CPU threads of each engine. Default: the cores this process may use.", ge=1
     )
@@ -126,6 +129,7 @@ class ServeSettings(EngineSettings):
                 device=self.device or ("cuda" if self.num_gpus else "cpu"),
                 dtype=self.dtype,
                 memory_dtype=self.memory_dtype,
+                kernel=self.kernel,
                 num_threads=self.threads,
                 max_model_len=self.max_model_len,
                 max_num_seqs=self.max_num_seqs,

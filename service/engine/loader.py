@@ -10,6 +10,8 @@ import torch
 
 from model.cache import MemoryCache
 from model.checkpoint import load_model
+from model.config import MosaicConfig
+from model.kernels.choice import choose_path, make_kernel, multiplies_bfloat16
 from service.config import EngineConfig
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_manager import BlockManager
@@ -27,11 +29,13 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     does not fit.
     """
     started_s = time.monotonic()
-    torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    num_threads = config.num_threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(num_threads)
     dtype, memory_dtype = resolve_dtypes(config)
     model = load_model(Path(config.model_dir), device=config.device, dtype=dtype)
     state_dtype = torch.float64 if dtype is torch.float64 else torch.float32
     memory = plan_memory(config, model.config, memory_dtype, state_dtype)
+    kernel = make_kernel(model, kernel_path_of(config, model.config), num_threads=num_threads)
     cache = MemoryCache(
         model.config,
         num_blocks=memory.num_blocks,
@@ -40,6 +44,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         device=config.device,
         memory_dtype=memory_dtype,
         state_dtype=state_dtype,
+        keys_by_dimension=kernel.keys_by_dimension,
     )
     scheduler = Scheduler(
         SchedulerConfig(
@@ -51,7 +56,6 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         ),
         BlockManager(memory.num_blocks, config.block_size, memory.num_slots),
     )
-    kernel_path = kernel_path_of(config)
     names = [str(t).removeprefix("torch.") for t in (dtype, memory_dtype)]
     info = EngineInfo(
         model_dir=config.model_dir,
@@ -61,12 +65,12 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         dtype=names[0],
         memory_dtype=names[1],
         device=config.device,
-        kernel_path=kernel_path,
-        fingerprint="-".join([model.fingerprint[:12], *names, kernel_path]),
+        kernel_path=kernel.path,
+        fingerprint="-".join([model.fingerprint[:12], *names, kernel.path]),
         num_parameters=model.num_parameters,
     )
     return AsyncEngine(
-        Engine(scheduler, ModelRunner(model, cache)),
+        Engine(scheduler, ModelRunner(kernel, cache, model.config)),
         info,
         max_num_requests=config.max_num_seqs + config.max_num_waiting,
         stall_timeout_s=config.stall_timeout_s,
@@ -75,20 +79,22 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     )
 
 
-def kernel_path_of(config: EngineConfig) -> str:
+def kernel_path_of(config: EngineConfig, model: MosaicConfig) -> str:
     """The name of the arithmetic that serves `config`: output bytes are the same on one path, never promised across."""
-    return f"torch-{torch.device(config.device).type}"
+    dtype, _ = resolve_dtypes(config)
+    return choose_path(model, config.kernel, device=config.device, dtype=dtype, block_size=config.block_size)
 
 
 def resolve_dtypes(config: EngineConfig) -> tuple[torch.dtype, torch.dtype]:
     """The types of weights and of stored pairs.
 
-    "auto" weights are bfloat16 on a GPU and float32 elsewhere. "auto" pairs are float32 beside float32 weights and
-    float16 otherwise: stored keys and values have unit norm, where float16 is eight times finer than bfloat16, and the
-    kernel's sharpness (a logit scale of 100 and more) turns key rounding into logit error.
+    "auto" weights are bfloat16 where bfloat16 products are fast (GPUs, newer CPUs) and float32 elsewhere. "auto" pairs
+    are float32 beside float32 weights and float16 otherwise: stored keys and values have unit norm, where float16 is
+    eight times finer than bfloat16, and the kernel's sharpness (a logit scale of 100 and more) turns key rounding into
+    logit error.
     """
-    is_gpu = torch.device(config.device).type == "cuda"
-    name = config.dtype if config.dtype != "auto" else ("bfloat16" if is_gpu else "float32")
+    is_fast = multiplies_bfloat16(config.device, config.kernel)
+    name = config.dtype if config.dtype != "auto" else ("bfloat16" if is_fast else "float32")
     dtype: torch.dtype = getattr(torch, name)
     if config.memory_dtype != "auto":
         return dtype, getattr(torch, config.memory_dtype)

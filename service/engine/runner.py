@@ -5,28 +5,28 @@ from __future__ import annotations
 import torch
 
 from model.cache import MemoryBatch, MemoryCache
-from model.mosaic_v1 import MemoryMosaic
+from model.config import MosaicConfig
+from model.kernels.kernel import Kernel
 from service.engine.sampler import SamplingRow, sample
 from service.engine.scheduler import ScheduledSequence, SchedulerOutput
 
 
 class ModelRunner:
-    """A network with its memory cache.
+    """A network, as a kernel, with its memory cache.
 
     Ids at or beyond `tokenizer_vocab_size` of the model's config are padding of its embedding: never sampled.
     """
 
-    def __init__(self, model: MemoryMosaic, cache: MemoryCache) -> None:
-        self.model = model
+    def __init__(self, kernel: Kernel, cache: MemoryCache, config: MosaicConfig) -> None:
+        self.kernel = kernel
         self.cache = cache
-        config = model.config
         self._num_sampled_ids = config.num_sampled_tokens
         self._eos_token_id = config.eos_token_id
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> list[int | None]:
         """Absorbs the plan's tokens into the cache; returns the token sampled per scheduled sequence, or None."""
-        logits = self.model(self._token_ids(plan), self._batch(plan))
+        logits = self.kernel.step(self._token_ids(plan), self._batch(plan))
         sampled = [i for i, item in enumerate(plan.scheduled) if item.is_sampled]
         result: list[int | None] = [None] * len(plan.scheduled)
         if sampled:

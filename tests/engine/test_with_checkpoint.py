@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from model.cache import MemoryCache
 from model.checkpoint import save_model
 from model.config import MosaicConfig
+from model.kernels.cpu_kernel import CpuKernel
+from model.kernels.kernel import TorchKernel
 from model.mosaic_v1 import MemoryMosaic
 from service.config import EngineConfig
 from service.engine.block_manager import BlockManager
@@ -77,7 +79,10 @@ def make_engine(model: MemoryMosaic, *, num_blocks: int, block_size: int, max_nu
         state_dtype=torch.float64,
     )
     limits = SchedulerConfig(max_num_seqs, budget, MAX_MODEL_LEN, CONFIG.vocab_size, CONFIG.eos_token_id)
-    return Engine(Scheduler(limits, BlockManager(num_blocks, block_size, max_num_seqs)), ModelRunner(model, cache))
+    return Engine(
+        Scheduler(limits, BlockManager(num_blocks, block_size, max_num_seqs)),
+        ModelRunner(TorchKernel(model), cache, CONFIG),
+    )
 
 
 def run(engine: Engine, requests: list[Request], arrivals: list[int]) -> dict[str, list[int]]:
@@ -138,6 +143,41 @@ def test_batched_chunked_and_preempted_equals_one_pass(
     )
     produced = run(engine, requests, [spec[3] for spec in specs])
     assert produced == {request.request_id: one_pass(model, request) for request in requests}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_with_the_cpu_kernels_no_byte_depends_on_the_schedule(dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    model = MemoryMosaic(CONFIG).cast_weights(dtype).eval().requires_grad_(False)
+    kernel = CpuKernel(model, num_threads=2)
+    rng = random.Random(0)
+    requests = [
+        Request(
+            f"r{i}",
+            tuple(rng.randrange(40) for _ in range(rng.randint(1, 30))),
+            SamplingParams(max_tokens=30, seed=i, temperature=rng.choice([0.7, 1.5]), top_p=rng.choice([0.9, 1.0])),
+        )
+        for i in range(6)
+    ]
+
+    def produce(chosen: list[Request], *, num_blocks: int, max_num_seqs: int, budget: int) -> dict[str, list[int]]:
+        cache = MemoryCache(
+            CONFIG,
+            num_blocks=num_blocks,
+            block_size=16,
+            num_slots=max_num_seqs,
+            memory_dtype=torch.float16,
+            keys_by_dimension=True,
+        )
+        limits = SchedulerConfig(max_num_seqs, budget, MAX_MODEL_LEN, CONFIG.vocab_size, CONFIG.eos_token_id)
+        scheduler = Scheduler(limits, BlockManager(num_blocks, 16, max_num_seqs))
+        return run(Engine(scheduler, ModelRunner(kernel, cache, CONFIG)), chosen, list(range(len(chosen))))
+
+    alone: dict[str, list[int]] = {}
+    for request in requests:
+        alone |= produce([request], num_blocks=4, max_num_seqs=1, budget=64)
+    assert produce(requests, num_blocks=24, max_num_seqs=6, budget=64) == alone
+    assert produce(requests, num_blocks=5, max_num_seqs=4, budget=7) == alone, "in small chunks, with preemptions"
 
 
 def test_preemption_really_happens_and_changes_nothing(model: MemoryMosaic) -> None:

@@ -1,0 +1,56 @@
+"""Which kernel serves a model here."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from model.config import MosaicConfig
+from model.kernels.cpu_kernel import CpuKernel, unsupported
+from model.kernels.cpu_library import kernel_path
+from model.kernels.kernel import Kernel, TorchKernel
+from model.mosaic_v1 import MemoryMosaic
+
+logger = logging.getLogger(__name__)
+
+KERNELS = ("auto", "torch", "avx512bf16", "avx2", "generic")
+
+
+def multiplies_bfloat16(device: str | torch.device, wanted: str = "auto") -> bool:
+    """Whether bfloat16 weights are the fast ones: on a GPU, and on processors with such an instruction."""
+    if torch.device(device).type != "cpu":
+        return True
+    return wanted in ("auto", "avx512bf16") and kernel_path() == "avx512bf16"
+
+
+def choose_path(
+    config: MosaicConfig, wanted: str = "auto", *, device: str | torch.device, dtype: torch.dtype, block_size: int
+) -> str:
+    """Name of the fastest kernel for such a model on this machine, or `wanted` itself.
+
+    "auto" falls back to torch; on a CPU with one log line that says why. Raises ValueError when `wanted` is unknown or
+    cannot serve such a model here.
+    """
+    if wanted not in KERNELS:
+        raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {wanted!r}")
+    device_type = torch.device(device).type
+    torch_path = f"torch-{device_type}"
+    if wanted == "torch":
+        return torch_path
+    path = kernel_path(None if wanted == "auto" else wanted)
+    reason = unsupported(config, device_type, dtype, block_size)
+    if reason is None and path is None:
+        reason = f"this processor does not support {wanted}" if kernel_path() else "they were not built"
+    if reason is None and path is not None:
+        return path
+    if wanted != "auto":
+        raise ValueError(f"kernel: {wanted} cannot serve this model here: {reason}")
+    if device_type == "cpu":
+        logger.warning("the CPU kernels are not used: %s; plain torch serves instead, several times slower", reason)
+    return torch_path
+
+
+def make_kernel(model: MemoryMosaic, path: str, *, num_threads: int) -> Kernel:
+    """The kernel that `choose_path` named."""
+    return TorchKernel(model) if path.startswith("torch-") else CpuKernel(model, num_threads=num_threads, path=path)

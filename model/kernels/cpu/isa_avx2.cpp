@@ -1,0 +1,13 @@
+// For x86-64 processors with AVX2, FMA and F16C (2013 and later).
+#include "paths.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#pragma GCC target("avx2,fma,f16c")
+#define MOSAIC_ISA avx2
+#define MOSAIC_AVX2
+#include "simd.inl"
+#include "product.inl"
+#include "memory.inl"
+#include "step.inl"
+#endif

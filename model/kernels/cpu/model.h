@@ -1,0 +1,93 @@
+// What a network looks like to the kernels: sizes, packed matrices, vectors. Plain data, no instruction-set code.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mosaic {
+
+// How numbers are stored in memory. The values are part of the C interface.
+enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// Columns that one tile of a packed matrix holds.
+constexpr int kTile = 64;
+constexpr int kLanes = 16;
+constexpr int kMaxBlockSize = 256;  // pairs; a multiple of kLanes
+constexpr int kMaxDim = 512;        // of a head
+
+// A weight matrix W [rows, depth], used as y = W x, packed so that a tile of kTile outputs is read as one stream:
+// float32: [tile][depth][kTile]; bfloat16: [tile][depth / 2][kTile][2], depth rounded up to even.
+struct Matrix {
+  int32_t rows = 0;
+  int32_t depth = 0;
+  Type type = kFloat32;
+  void* packed = nullptr;
+  const float* bias = nullptr;  // [rows] or null
+
+  int32_t tiles() const { return (rows + kTile - 1) / kTile; }
+  int32_t padded_depth() const { return (depth + 1) & ~1; }
+};
+
+struct Norm {
+  const float* weight = nullptr;  // [n_embd]
+  const float* bias = nullptr;    // [n_embd] or null
+};
+
+struct Layer {
+  Norm contextual_norm, persistent_norm;
+  // Key, value of the own pair, value of the pair before: `projection` yields [key | own] or [key | own | earlier].
+  Matrix projection, contextual_output;
+  Matrix persistent_key, persistent_output;
+  Matrix* persistent_keys = nullptr;    // [pmem_count * n_head], each [pmem_size, head_dim]
+  Matrix* persistent_values = nullptr;  // [pmem_count * n_head], each [head_dim, pmem_size]
+  const float* decay = nullptr;             // [n_head] of the contextual keys
+  const float* sharpness = nullptr;         // [n_head] factor of k . k_i
+  const float* value_scale = nullptr;       // [n_head]
+  const float* mix = nullptr;               // [n_head], or null where `projection` has the third part
+  const float* persistent_decay = nullptr;  // [n_head]
+  const float* persistent_sharpness = nullptr;
+  const float* persistent_scale = nullptr;
+};
+
+// What the caller tells of a network when it makes one.
+struct Sizes {
+  int32_t n_layer, n_head, n_embd, head_dim, vocab_size, pmem_size, pmem_count;
+  int32_t pre_norm, has_persistent;
+  float norm_eps, logit_scale;
+  Type type;  // of the weights, and of the numbers that are multiplied with them
+};
+
+struct Model : Sizes {
+  explicit Model(const Sizes& sizes) : Sizes(sizes) {}
+
+  Layer* layers = nullptr;
+  Norm norm;
+  Matrix head;
+  const void* embedding = nullptr;  // [vocab_size, n_embd] of `embedding_type`
+  Type embedding_type = kFloat32;
+};
+
+// The memory cache: unit keys, dimension-major so that one load covers kLanes pairs, and unit values, pair-major.
+struct Cache {
+  void* keys;    // [n_layer, num_blocks, n_head, head_dim, block_size]
+  void* values;  // [n_layer, num_blocks, n_head, block_size, head_dim]
+  float* state;  // [n_layer, num_slots, 3, n_embd]
+  int64_t num_blocks, num_slots;
+  int32_t block_size;
+  Type type;
+};
+
+// One call: which tokens of which sequences. Mirrors the Python MemoryBatch.
+struct Step {
+  int32_t num_sequences, num_tokens, max_blocks;
+  const int64_t* token_ids;     // [num_tokens]
+  const int64_t* slots;         // [num_sequences]
+  const int64_t* block_tables;  // [num_sequences, max_blocks]
+  const int32_t* num_computed;  // [num_sequences]
+  const int32_t* num_new;       // [num_sequences]
+  const int32_t* logit_rows;    // [num_logit_rows] tokens whose logits are wanted
+  int32_t num_logit_rows;
+  float* logits;  // [num_logit_rows, vocab_size]
+};
+
+}  // namespace mosaic

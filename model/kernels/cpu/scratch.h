@@ -1,0 +1,82 @@
+// Working memory of a step, grown when a larger step comes and kept.
+#pragma once
+
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "model.h"
+#include "threads.h"
+
+namespace mosaic {
+
+// Aligned memory whose content does not survive growth.
+template <typename T>
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+
+  void reserve(int64_t count) {
+    if (count <= count_) return;
+    std::free(data_);
+    count_ = 0;
+    data_ = static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64));
+    if (!data_) throw std::bad_alloc();
+    count_ = count;
+  }
+  operator T*() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+  int64_t count_ = 0;
+};
+
+// What one thread needs to read a persistent memory.
+struct Private {
+  Buffer<float> logits, read;
+  Buffer<uint16_t> weights;
+  int64_t stride = 0;
+};
+
+struct Scratch {
+  Buffer<float> stream;     // [tokens, n_embd]
+  Buffer<float> normed;     // [tokens, stride] what a product is asked with, or what a memory gave
+  Buffer<uint16_t> high;    // [tokens, stride] the same, rounded
+  Buffer<float> projected;  // [tokens, projected_stride]
+  Buffer<float> query;      // [tokens, query_stride] of n_head * query_dim
+  Buffer<uint16_t> query_high, query_low;
+  std::vector<int64_t> first_row;  // [sequences]
+  int64_t stride = 0, projected_stride = 0, query_dim = 0, query_stride = 0;
+  std::vector<Private> privates;
+
+  Private& mine(const Team&) { return privates[Team::index()]; }
+
+  void prepare(const Model& m, const Step& step, int num_threads, int64_t read_chunk) {
+    const int64_t n = step.num_tokens;
+    stride = (m.n_embd + 31) / 32 * 32;
+    projected_stride = 3 * static_cast<int64_t>(m.n_embd);
+    query_dim = (m.head_dim + 1) / 2 * 2;
+    query_stride = query_dim * m.n_head;
+    stream.reserve(n * m.n_embd);
+    normed.reserve(n * stride);
+    high.reserve(n * stride);
+    projected.reserve(n * projected_stride);
+    query.reserve(n * query_stride);
+    query_high.reserve(n * query_stride);
+    query_low.reserve(n * query_stride);
+    first_row.resize(step.num_sequences);
+    for (int64_t s = 0, row = 0; s < step.num_sequences; row += step.num_new[s], ++s) first_row[s] = row;
+    if (privates.size() != static_cast<size_t>(num_threads)) privates = std::vector<Private>(num_threads);
+    for (auto& p : privates) {
+      p.stride = (m.pmem_size + 63) / 64 * 64;
+      p.logits.reserve(read_chunk * p.stride);
+      p.weights.reserve(read_chunk * p.stride);
+      p.read.reserve(read_chunk * m.head_dim);
+    }
+  }
+};
+
+}  // namespace mosaic

@@ -1,0 +1,293 @@
+// One engine step through the whole network: every thread of the team walks the same phases and shares the pieces.
+
+namespace mosaic {
+namespace MOSAIC_ISA {
+
+constexpr int64_t kRowChunk = 96;    // rows of a large product that one piece covers
+
+struct Walk {
+  const Model& model;
+  const Cache& cache;
+  const Step& step;
+  Scratch& scratch;
+  Team& team;
+};
+
+// Operands of a product: float rows `x`, and where the weights want bfloat16 their rounded copies in scratch.
+MOSAIC_INLINE bool rounds(const Model& model) { return kHasBf16Product && model.type == kBFloat16; }
+
+static void write_operand(const Model& model, const float* x, int n, float* wide, uint16_t* high, uint16_t* low) {
+  if (!rounds(model)) {
+    if (wide != x) __builtin_memcpy(wide, x, n * sizeof(float));
+    return;
+  }
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const f32x16 v = load(x + i);
+    const u16x16 h = narrow(v);
+    __builtin_memcpy(high + i, &h, sizeof h);
+    if (low) {
+      const u16x16 l = narrow(v - (f32x16)(__builtin_convertvector(h, u32x16) << 16));
+      __builtin_memcpy(low + i, &l, sizeof l);
+    }
+  }
+  for (; i < n; ++i) {
+    high[i] = narrow(x[i]);
+    if (low) low[i] = narrow(x[i] - widen(high[i]));
+  }
+  if (n & 1) {
+    high[n] = 0;
+    if (low) low[n] = 0;
+  }
+}
+
+static void layer_norm(const float* x, int n, const Norm& norm, float* y) {
+  f32x16 acc = {};
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) acc += load(x + i);
+  float total = sum(acc);
+  for (; i < n; ++i) total += x[i];
+  const float mean = total / n;
+  f32x16 squares = {};
+  for (i = 0; i + kLanes <= n; i += kLanes) {
+    const f32x16 c = load(x + i) - mean;
+    squares = fma(c, c, squares);
+  }
+  float spread = sum(squares);
+  for (; i < n; ++i) spread += (x[i] - mean) * (x[i] - mean);
+  const float inverse = 1.0f / __builtin_sqrtf(spread / n + 1e-5f);
+  for (i = 0; i < n; ++i) y[i] = (x[i] - mean) * inverse * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
+}
+
+// Phase: norms rows of the stream into operands; post-norm networks continue from the normed stream.
+static void norm_rows(const Walk& w, const Norm& norm) {
+  const int n = w.model.n_embd;
+  Scratch& s = w.scratch;
+  for (int64_t row; (row = w.team.take()) < w.step.num_tokens;) {
+    float* x = s.stream + row * n;
+    float* y = s.normed + row * s.stride;
+    layer_norm(x, n, norm, y);
+    if (!w.model.pre_norm) __builtin_memcpy(x, y, n * sizeof(float));
+    write_operand(w.model, y, n, y, s.high + row * s.stride, nullptr);
+  }
+  w.team.meet();
+}
+
+MOSAIC_INLINE Operand operand(const Walk& w) {
+  Scratch& s = w.scratch;
+  return rounds(w.model) ? Operand{s.high, nullptr, s.stride} : Operand{s.normed, nullptr, s.stride};
+}
+
+// Phase: out = W operand for all rows.
+static void product(const Walk& w, const Matrix& matrix, const Operand& x, int64_t rows, float* out, int64_t stride,
+                    Store mode, float scale = 1.0f) {
+  const int64_t chunks = (rows + kRowChunk - 1) / kRowChunk;
+  for (int64_t piece; (piece = w.team.take()) < matrix.tiles() * chunks;) {
+    const int64_t begin = piece % chunks * kRowChunk;
+    const int64_t end = begin + kRowChunk < rows ? begin + kRowChunk : rows;
+    multiply_tile(matrix, (int)(piece / chunks), x, begin, end, out, stride, mode, scale);
+  }
+  w.team.meet();
+}
+
+// Phase: appends the completed pairs and reads, one head of one sequence a piece.
+static void contextual(const Walk& w, const Layer& layer, int l) {
+  const Model& m = w.model;
+  const Cache& c = w.cache;
+  Scratch& s = w.scratch;
+  const int dim = m.head_dim;
+  for (int64_t piece; (piece = w.team.take()) < (int64_t)w.step.num_sequences * m.n_head;) {
+    const int64_t seq = piece / m.n_head;
+    const int head = (int)(piece % m.n_head);
+    const int count = w.step.num_new[seq];
+    const int64_t computed = w.step.num_computed[seq], row0 = s.first_row[seq];
+    float* state = c.state + ((int64_t)l * c.num_slots + w.step.slots[seq]) * 3 * m.n_embd + head * dim;
+    float* average = state;
+    float* pending = state + 2 * m.n_embd;
+    const Pairs pairs = {&c, w.step.block_tables + seq * w.step.max_blocks, l * c.num_blocks, head, m.n_head, dim};
+    float key[kMaxDim], value[kMaxDim];
+    if (computed == 0) {
+      for (int d = 0; d < dim; ++d) average[d] = pending[d] = 0;
+    }
+    unit(average, key, dim, m.norm_eps);
+    for (int t = 0; t < count; ++t) {
+      float* row = s.projected + (row0 + t) * s.projected_stride + head * dim;
+      const float* own = row + m.n_embd;
+      const float* earlier = layer.mix ? own : row + 2 * m.n_embd;
+      const float mix = layer.mix ? layer.mix[head] : 1.0f, rest = layer.mix ? 1.0f - mix : 1.0f;
+      if (computed + t > 0) {
+        for (int d = 0; d < dim; ++d) value[d] = pending[d] + rest * earlier[d];
+        unit(value, value, dim, m.norm_eps);
+        pairs.append(computed + t - 1, key, value);
+      }
+      for (int d = 0; d < dim; ++d) pending[d] = mix * own[d];
+      advance(average, row, layer.decay[head], key, dim, m.norm_eps);
+      for (int d = 0; d < dim; ++d) row[d] = key[d] * layer.sharpness[head];
+    }
+    float* queries = s.projected + row0 * s.projected_stride + head * dim;
+    float* out = s.normed + row0 * s.stride + head * dim;
+    if (c.type == kFloat32) read_all<kFloat32>(pairs, queries, s.projected_stride, computed, count, out, s.stride);
+    else if (c.type == kFloat16) read_all<kFloat16>(pairs, queries, s.projected_stride, computed, count, out, s.stride);
+    else read_all<kBFloat16>(pairs, queries, s.projected_stride, computed, count, out, s.stride);
+    for (int t = 0; t < count; ++t)
+      for (int d = 0; d < dim; ++d) out[t * s.stride + d] *= layer.value_scale[head];
+  }
+  w.team.meet();
+}
+
+// Phase: rounds what the memories gave into operands.
+static void round_rows(const Walk& w) {
+  if (!rounds(w.model)) return;
+  Scratch& s = w.scratch;
+  for (int64_t row; (row = w.team.take()) < w.step.num_tokens;)
+    write_operand(w.model, s.normed + row * s.stride, w.model.n_embd, nullptr, s.high + row * s.stride, nullptr);
+  w.team.meet();
+}
+
+// Phase: the persistent memory's queries, one head of one sequence a piece.
+static void persistent_queries(const Walk& w, const Layer& layer, int l) {
+  const Model& m = w.model;
+  const Cache& c = w.cache;
+  Scratch& s = w.scratch;
+  const int dim = m.head_dim;
+  for (int64_t piece; (piece = w.team.take()) < (int64_t)w.step.num_sequences * m.n_head;) {
+    const int64_t seq = piece / m.n_head;
+    const int head = (int)(piece % m.n_head);
+    float* average =
+        c.state + (((int64_t)l * c.num_slots + w.step.slots[seq]) * 3 + 1) * m.n_embd + head * dim;
+    float key[kMaxDim];
+    if (w.step.num_computed[seq] == 0)
+      for (int d = 0; d < dim; ++d) average[d] = 0;
+    for (int t = 0; t < w.step.num_new[seq]; ++t) {
+      const int64_t row = s.first_row[seq] + t;
+      const float* x = s.projected + row * s.projected_stride + head * dim;
+      advance(average, x, layer.persistent_decay[head], key, dim, m.norm_eps);
+      for (int d = 0; d < dim; ++d) key[d] *= layer.persistent_sharpness[head];
+      // A logit scale of 100 and more would turn bfloat16 keys into wrong logits: the rounding error comes along.
+      const int64_t at = row * s.query_stride + head * s.query_dim;
+      write_operand(m, key, dim, s.query + at, s.query_high + at, s.query_low + at);
+    }
+  }
+  w.team.meet();
+}
+
+// Softmax weights of one row of logits, not yet divided by their sum, as operands; returns the sum.
+static float weigh(const Model& m, float* logits, int n, uint16_t* high) {
+  f32x16 most = splat(-__builtin_inff());
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) most = max(most, load(logits + i));
+  float top = largest(most);
+  for (; i < n; ++i) top = logits[i] > top ? logits[i] : top;
+  const bool narrows = rounds(m);
+  f32x16 mass = {};
+  for (i = 0; i + kLanes <= n; i += kLanes) {
+    f32x16 p = exp_nonpositive(load(logits + i) - top);
+    if (narrows) {
+      const u16x16 h = narrow(p);
+      __builtin_memcpy(high + i, &h, sizeof h);
+      p = (f32x16)(__builtin_convertvector(h, u32x16) << 16);  // the sum is of what will really be multiplied
+    } else {
+      store(logits + i, p);
+    }
+    mass += p;
+  }
+  float total = sum(mass);
+  for (; i < n; ++i) {
+    float p = exp_nonpositive(logits[i] - top);
+    if (narrows) p = widen(high[i] = narrow(p));
+    else logits[i] = p;
+    total += p;
+  }
+  if (narrows && (n & 1)) high[n] = 0;
+  return total;
+}
+
+// Phase: reads the persistent memory, some rows of one head a piece.
+static void persistent_read(const Walk& w, const Layer& layer) {
+  const Model& m = w.model;
+  Scratch& s = w.scratch;
+  const int dim = m.head_dim, size = m.pmem_size;
+  const int64_t rows = w.step.num_tokens, chunks = (rows + kReadChunk - 1) / kReadChunk;
+  for (int64_t piece; (piece = w.team.take()) < m.n_head * chunks;) {
+    const int head = (int)(piece / chunks);
+    const int64_t begin = piece % chunks * kReadChunk;
+    const int64_t count = rows - begin < kReadChunk ? rows - begin : kReadChunk;
+    Private& p = s.mine(w.team);
+    const int64_t at = begin * s.query_stride + head * s.query_dim;
+    const Operand asked = rounds(m) ? Operand{s.query_high + at, s.query_low + at, s.query_stride}
+                                    : Operand{s.query + at, nullptr, s.query_stride};
+    float* out = s.normed + begin * s.stride + head * dim;
+    for (int bank = 0; bank < m.pmem_count; ++bank) {
+      const Matrix& keys = layer.persistent_keys[bank * m.n_head + head];
+      const Matrix& values = layer.persistent_values[bank * m.n_head + head];
+      for (int tile = 0; tile < keys.tiles(); ++tile)
+        multiply_tile(keys, tile, asked, 0, count, p.logits, p.stride, kWrite, 1.0f);
+      float factor[kReadChunk];
+      for (int64_t r = 0; r < count; ++r)
+        factor[r] = layer.persistent_scale[head] /
+                    (weigh(m, p.logits + r * p.stride, size, p.weights + r * p.stride) * m.pmem_count);
+      const Operand weights = rounds(m) ? Operand{p.weights, nullptr, p.stride} : Operand{p.logits, nullptr, p.stride};
+      for (int tile = 0; tile < values.tiles(); ++tile)
+        multiply_tile(values, tile, weights, 0, count, p.read, dim, kWrite, 1.0f);
+      for (int64_t r = 0; r < count; ++r)
+        for (int d = 0; d < dim; ++d) {
+          const float y = p.read[r * dim + d] * factor[r];
+          out[r * s.stride + d] = bank == 0 ? y : out[r * s.stride + d] + y;
+        }
+    }
+  }
+  w.team.meet();
+}
+
+static void embed(const Walk& w) {
+  const Model& m = w.model;
+  for (int64_t row; (row = w.team.take()) < w.step.num_tokens;) {
+    const int64_t from = w.step.token_ids[row] * m.n_embd;
+    float* x = w.scratch.stream + row * m.n_embd;
+    for (int i = 0; i < m.n_embd; ++i) x[i] = element(m.embedding, from + i, m.embedding_type);
+  }
+  w.team.meet();
+}
+
+static void logits(const Walk& w) {
+  const Model& m = w.model;
+  Scratch& s = w.scratch;
+  for (int64_t i; (i = w.team.take()) < w.step.num_logit_rows;) {
+    float* y = s.normed + i * s.stride;
+    layer_norm(s.stream + (int64_t)w.step.logit_rows[i] * m.n_embd, m.n_embd, m.norm, y);
+    write_operand(m, y, m.n_embd, y, s.high + i * s.stride, nullptr);
+  }
+  w.team.meet();
+  product(w, m.head, operand(w), w.step.num_logit_rows, w.step.logits, m.vocab_size, kWrite, m.logit_scale);
+}
+
+static void walk(void* context) {
+  const Walk& w = *(const Walk*)context;
+  const Model& m = w.model;
+  Scratch& s = w.scratch;
+  embed(w);
+  for (int l = 0; l < m.n_layer; ++l) {
+    const Layer& layer = m.layers[l];
+    norm_rows(w, layer.contextual_norm);
+    product(w, layer.projection, operand(w), w.step.num_tokens, s.projected, s.projected_stride, kWrite);
+    contextual(w, layer, l);
+    round_rows(w);
+    product(w, layer.contextual_output, operand(w), w.step.num_tokens, s.stream, m.n_embd, kAdd);
+    if (!m.has_persistent) continue;
+    norm_rows(w, layer.persistent_norm);
+    product(w, layer.persistent_key, operand(w), w.step.num_tokens, s.projected, s.projected_stride, kWrite);
+    persistent_queries(w, layer, l);
+    persistent_read(w, layer);
+    round_rows(w);
+    product(w, layer.persistent_output, operand(w), w.step.num_tokens, s.stream, m.n_embd, kAdd);
+  }
+  logits(w);
+}
+
+void run_step(const Model& model, const Cache& cache, const Step& step, Scratch& scratch, Team& team) {
+  Walk w = {model, cache, step, scratch, team};
+  team.run(walk, &w);
+}
+
+}  // namespace MOSAIC_ISA
+}  // namespace mosaic

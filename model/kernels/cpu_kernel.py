@@ -1,0 +1,205 @@
+"""A network packed for the C++ library, and one call of it per engine step."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from model.cache import MemoryBatch
+from model.config import MosaicConfig
+from model.kernels import cpu_library
+from model.kernels.cpu_library import CacheView, Sizes, StepView
+from model.layers import Block, ContextualMemory, MixedValues
+from model.mosaic_v1 import MemoryMosaic
+
+MAX_BLOCK_SIZE, MAX_HEAD_DIM, LANES = 256, 512, 16
+"""Mirrors kMaxBlockSize, kMaxDim and kLanes of cpu/memory.inl and cpu/model.h."""
+
+_TYPES = {
+    torch.float32: cpu_library.FLOAT32,
+    torch.bfloat16: cpu_library.BFLOAT16,
+    torch.float16: cpu_library.FLOAT16,
+}
+
+
+def unsupported(config: MosaicConfig, device_type: str, dtype: torch.dtype, block_size: int) -> str | None:
+    """Why the library cannot serve such a model with blocks of this size, or None if it can."""
+    if device_type != "cpu":
+        return "the model is not on the CPU"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"weights of {dtype} are not supported"
+    if config.head_dim > MAX_HEAD_DIM:
+        return f"heads of {config.head_dim} dimensions are not supported"
+    if block_size % LANES or block_size > MAX_BLOCK_SIZE:
+        return f"a block size of {block_size} is not a multiple of {LANES} up to {MAX_BLOCK_SIZE}"
+    return None
+
+
+class CpuKernel:
+    """Runs steps of `model` by one call into C++ each.
+
+    Every row is computed by the same operations in the same order whatever else is in the batch, however its tokens
+    were cut into chunks: equal inputs give equal bytes. Weights are copied; the model may go. Raises RuntimeError
+    where the library or a path is missing. One call at a time.
+    """
+
+    keys_by_dimension = True
+
+    def __init__(self, model: MemoryMosaic, *, num_threads: int, path: str | None = None) -> None:
+        lib, name = cpu_library.library(), cpu_library.kernel_path(path)
+        if lib is None or name is None:
+            raise RuntimeError(f"the CPU kernels {path or ''} are not available here")
+        self.path = name
+        self._lib, self._vocab_size = lib, model.config.vocab_size
+        self._embedding = model.embedding.weight.detach().contiguous()
+        self._handle = lib.mosaic_new(ctypes.byref(_sizes(model)), name.encode(), num_threads)
+        if not self._handle:
+            raise RuntimeError(lib.mosaic_error().decode())
+        self._finalizer = weakref.finalize(self, lib.mosaic_free, self._handle)
+        self._pack(model)
+
+    def _pack(self, model: MemoryMosaic) -> None:
+        head = model.embedding if model.head is None else model.head
+        self._set_matrix(0, "head", 0, head.weight, None)
+        self._set_vectors(0, _norm("norm", model.norm))
+        self._lib.mosaic_set_embedding(self._handle, self._embedding.data_ptr(), _TYPES[model.dtype])
+        for i, block in enumerate(model.blocks):
+            assert isinstance(block, Block)
+            for name, index, weight, bias in _matrices(block):
+                self._set_matrix(i, name, index, weight, bias)
+            self._set_vectors(i, _vectors(block))
+
+    def _set_matrix(self, layer: int, name: str, index: int, weight: Tensor, bias: Tensor | None) -> None:
+        w = weight.detach().float().contiguous()
+        b = None if bias is None else bias.detach().float().contiguous()
+        pointer = None if b is None else b.data_ptr()
+        rows, depth = w.shape
+        failed = self._lib.mosaic_set_matrix(
+            self._handle, layer, name.encode(), index, w.data_ptr(), pointer, rows, depth
+        )
+        cpu_library.check(self._lib, failed)
+
+    def _set_vectors(self, layer: int, vectors: Iterator[tuple[str, Tensor]]) -> None:
+        for name, vector in vectors:
+            v = vector.detach().float().contiguous()
+            failed = self._lib.mosaic_set_vector(self._handle, layer, name.encode(), v.data_ptr(), v.numel())
+            cpu_library.check(self._lib, failed)
+
+    def step(self, token_ids: Tensor, batch: MemoryBatch, *, all_logits: bool = False) -> Tensor:
+        """As `MemoryMosaic.forward` with a cache. Raises RuntimeError, before any work, for ids out of range."""
+        cache = batch.cache
+        if not cache.keys_by_dimension:
+            raise ValueError("the CPU kernels need a cache whose keys lie by dimension")
+        num_new = torch.tensor(batch.num_new, dtype=torch.int32)
+        num_computed = torch.tensor(batch.num_computed, dtype=torch.int32)
+        rows = torch.arange(batch.num_tokens, dtype=torch.int32) if all_logits else num_new.cumsum(0).int() - 1
+        logits = torch.empty(len(rows), self._vocab_size)
+        tables, slots, ids = batch.block_tables.contiguous(), batch.slots.contiguous(), token_ids.contiguous()
+        view = CacheView(
+            keys=cache.keys.data_ptr(),
+            values=cache.values.data_ptr(),
+            state=cache.state.data_ptr(),
+            num_blocks=cache.num_blocks,
+            num_slots=cache.num_slots,
+            block_size=cache.block_size,
+            type=_TYPES[cache.keys.dtype],
+        )
+        step = StepView(
+            num_sequences=len(batch.num_new),
+            num_tokens=batch.num_tokens,
+            max_blocks=tables.shape[1],
+            token_ids=ids.data_ptr(),
+            slots=slots.data_ptr(),
+            block_tables=tables.data_ptr(),
+            num_computed=num_computed.data_ptr(),
+            num_new=num_new.data_ptr(),
+            logit_rows=rows.data_ptr(),
+            num_logit_rows=len(rows),
+            logits=logits.data_ptr(),
+        )
+        cpu_library.check(self._lib, self._lib.mosaic_step(self._handle, ctypes.byref(view), ctypes.byref(step)))
+        return logits
+
+
+def _sizes(model: MemoryMosaic) -> Sizes:
+    c = model.config
+    return Sizes(
+        n_layer=c.n_layer,
+        n_head=c.n_head,
+        n_embd=c.n_embd,
+        head_dim=c.head_dim,
+        vocab_size=c.vocab_size,
+        pmem_size=c.pmem_size,
+        pmem_count=c.pmem_count,
+        pre_norm=c.pre_norm,
+        has_persistent=c.has_persistent,
+        norm_eps=c.norm_eps,
+        logit_scale=c.logit_scale,
+        type=_TYPES[model.dtype],
+    )
+
+
+def _matrices(block: Block) -> Iterator[tuple[str, int, Tensor, Tensor | None]]:
+    yield "projection", 0, *_projection(block.contextual)
+    yield "contextual_output", 0, block.contextual.output.weight, block.contextual.output.bias
+    memory = block.persistent
+    if memory is None:
+        return
+    yield "persistent_key", 0, memory.key.projection.weight, memory.key.projection.bias
+    yield "persistent_output", 0, memory.output.weight, memory.output.bias
+    for index, (keys, values) in enumerate(zip(memory.keys.flatten(0, 1), memory.values.flatten(0, 1), strict=True)):
+        yield "persistent_keys", index, keys, None
+        yield "persistent_values", index, values.T, None
+
+
+def _projection(memory: ContextualMemory) -> tuple[Tensor, Tensor | None]:
+    """Key and value projections as one matrix, so that one pass over the input serves all."""
+    key, value = memory.key.projection, memory.value
+    if isinstance(value, MixedValues):
+        parts = [key, value.projection]
+        return torch.cat([p.weight for p in parts]), _joined([p.bias for p in parts])
+    weight = torch.cat([key.weight, value.current.weight, value.next.weight])
+    if key.bias is None or value.bias is None:
+        return weight, None
+    return weight, torch.cat([key.bias, value.bias.to(key.bias.dtype), torch.zeros_like(key.bias)])
+
+
+def _joined(biases: list[Tensor | None]) -> Tensor | None:
+    present = [bias for bias in biases if bias is not None]
+    return torch.cat(present) if present else None
+
+
+def _vectors(block: Block) -> Iterator[tuple[str, Tensor]]:
+    memory = block.contextual
+    yield from _norm("contextual_norm", block.contextual_norm)
+    yield "decay", _decay(memory.key.leak)
+    yield "sharpness", _scale(memory.key.log_scale, 2, 2 * memory.log_scale_max)
+    yield "value_scale", _scale(memory.value.log_scale, 1, math.inf)
+    if isinstance(memory.value, MixedValues):
+        yield "mix", memory.value.mix
+    persistent = block.persistent
+    if persistent is None or block.persistent_norm is None:
+        return
+    yield from _norm("persistent_norm", block.persistent_norm)
+    yield "persistent_decay", _decay(persistent.key.leak)
+    yield "persistent_sharpness", _scale(persistent.key.log_scale, 2, persistent.log_scale_max)
+    yield "persistent_scale", _scale(persistent.log_scale, 1, math.inf)
+
+
+def _decay(leak: Tensor) -> Tensor:
+    return torch.exp(-(leak * 10.0).abs())
+
+
+def _scale(log_scale: Tensor, power: int, most: float) -> Tensor:
+    return torch.exp((log_scale * (power * 10.0)).clamp(max=most))
+
+
+def _norm(name: str, norm: nn.LayerNorm) -> Iterator[tuple[str, Tensor]]:
+    yield f"{name}.weight", norm.weight
+    if norm.bias is not None:
+        yield f"{name}.bias", norm.bias

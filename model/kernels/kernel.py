@@ -1,0 +1,37 @@
+"""The interface of the serving-time arithmetic, and its plain form in torch."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from model.cache import MemoryBatch
+from model.mosaic_v1 import MemoryMosaic
+
+
+class Kernel(Protocol):
+    """Runs the steps of one network over a memory cache."""
+
+    path: str
+    """What does the arithmetic. Equal inputs give equal bytes only on equal paths."""
+    keys_by_dimension: bool
+    """How the `MemoryCache` it works on must be laid out."""
+
+    def step(self, token_ids: Tensor, batch: MemoryBatch, *, all_logits: bool = False) -> Tensor:
+        """As `MemoryMosaic.forward` with a cache: absorbs the tokens, returns logits."""
+        ...
+
+
+class TorchKernel:
+    """The network's own cached forward. Runs wherever torch does; the reference for every other kernel."""
+
+    keys_by_dimension = False
+
+    def __init__(self, model: MemoryMosaic) -> None:
+        self.path = f"torch-{model.embedding.weight.device.type}"
+        self._model = model
+
+    def step(self, token_ids: Tensor, batch: MemoryBatch, *, all_logits: bool = False) -> Tensor:
+        logits: Tensor = self._model(token_ids, batch, all_logits=all_logits)
+        return logits
