@@ -1,4 +1,4 @@
-"""Builds the CPU kernels where there is a C++ compiler; without one, plain torch serves. All else is in pyproject.toml."""
+"""Builds the CPU kernels where there is a C++ compiler; without one, plain torch serves. The rest: pyproject.toml."""
 
 from __future__ import annotations
 
