@@ -1,0 +1,192 @@
+"""The Ray Serve deployments: an engine behind a replica, and the application that holds its replicas.
+
+Knows how an engine is reached over Serve; not how a cluster is started, nor HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Set
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.schema import LoggingConfig
+
+from service.config import EngineConfig
+from service.engine.errors import EngineError, EngineOverloadedError
+from service.engine.request import Request, RequestOutput
+from service.engine.stats import EngineHealth, EngineInfo, EngineStats
+from service.mailbox import Mailbox
+from service.ray_router import LeastLoadedRouter
+from service.wire import Hello, Item, Pulse, StreamError, Verdict
+
+ENGINE = "Engine"
+PULSE_PERIOD_S = 1.0
+MAX_GATEWAYS = 64
+# Requests a replica may hold beyond what its engine accepts, so that the refusal is the engine's, with its reason.
+_REFUSAL_SLACK = 64
+
+
+class ServedEngine(Protocol):
+    """What a replica needs of an engine; see `AsyncEngine`."""
+
+    info: EngineInfo
+
+    def start(self) -> None: ...
+    def submit(self, request: Request, listener: Callable[[RequestOutput], None]) -> None: ...
+    def abort(self, request_id: str) -> None: ...
+    def health(self) -> EngineHealth: ...
+    def stats(self) -> EngineStats: ...
+
+
+LoadEngine = Callable[[EngineConfig, str], ServedEngine]
+"""Loads an engine, blocking; the second argument is the replica's name."""
+
+
+def load_engine(config: EngineConfig, replica: str) -> ServedEngine:
+    """The engine of this project. Its thread count is set before torch reads the one Ray has chosen."""
+    num_threads = config.num_threads or len(os.sched_getaffinity(0))
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    from service.engine import loader
+
+    return loader.load_engine(config, replica=replica)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gateway:
+    """One gateway's stream and the requests it feeds."""
+
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    request_ids: set[str] = field(default_factory=set)
+
+
+class EngineReplica:
+    """One engine, reached by any number of gateways.
+
+    A gateway opens one stream and sends its requests; what every step produces for any of them comes back as one
+    message of that stream. A request's own call lasts as long as the request does, so that Serve counts, drains and
+    cancels requests; a gateway whose stream ends takes its requests with it.
+    """
+
+    async def __init__(self, config: EngineConfig, load: LoadEngine = load_engine) -> None:  # type: ignore[misc]
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._max_unread = config.max_num_seqs + config.max_num_waiting
+        self._gateways: dict[str, _Gateway] = {}
+        self._engine = await asyncio.to_thread(load, config, self._name)
+        self._engine.start()
+        self._pulse_task = asyncio.create_task(self._beat())
+
+    async def open(
+        self,
+        gateway_id: str,
+        request: Request | None = None,
+        *,
+        avoid: Set[str] = frozenset(),  # noqa: ARG002
+    ) -> AsyncGenerator[Item, None]:
+        """Without a request: the stream of that gateway. With one: generates it, into that stream.
+
+        `avoid` is for the router alone: see `LeastLoadedRouter`.
+        """
+        return self._stream(gateway_id) if request is None else self._generate(gateway_id, request)
+
+    async def stats(self) -> EngineStats:
+        """Counters and gauges of this moment."""
+        return self._engine.stats()
+
+    async def check_health(self) -> None:
+        """Raises when the engine is dead or stuck: Serve then replaces this replica."""
+        health = self._engine.health()
+        if not health.is_healthy:
+            raise RuntimeError(health.reason)
+
+    async def _stream(self, gateway_id: str) -> AsyncGenerator[Item, None]:
+        if gateway_id in self._gateways:
+            yield Verdict(self._name, StreamError("the gateway has a stream from this replica"))
+            return
+        gateway = self._gateways[gateway_id] = _Gateway()
+        try:
+            yield Hello(self._name, self._engine.info, self._pulse())
+            while True:
+                yield await gateway.mailbox.take()
+        finally:
+            del self._gateways[gateway_id]
+            for request_id in gateway.request_ids:
+                self._engine.abort(request_id)
+
+    async def _generate(self, gateway_id: str, request: Request) -> AsyncGenerator[Item, None]:
+        ended = asyncio.Event()
+        try:
+            gateway = self._accept(gateway_id, request, ended)
+        except EngineError as error:
+            yield Verdict(self._name, error)
+            return
+        try:
+            yield Verdict(self._name)
+            await ended.wait()
+        finally:
+            gateway.request_ids.discard(request.request_id)
+            if not ended.is_set():
+                self._engine.abort(request.request_id)
+
+    def _accept(self, gateway_id: str, request: Request, ended: asyncio.Event) -> _Gateway:
+        """Submits `request`; `ended` is set with its last output. Raises EngineError."""
+        gateway = self._gateways.get(gateway_id)
+        if gateway is None:
+            raise StreamError("the gateway has no stream from this replica")
+        mailbox = gateway.mailbox
+        if len(mailbox) > self._max_unread:
+            raise EngineOverloadedError("the gateway does not read its answers fast enough")
+
+        def listen(output: RequestOutput) -> None:
+            mailbox.put(output)
+            if output.finish_reason is not None:
+                ended.set()
+
+        self._engine.submit(request, listen)
+        gateway.request_ids.add(request.request_id)
+        return gateway
+
+    def _pulse(self) -> Pulse:
+        return Pulse(self._engine.health(), self._engine.stats())
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(PULSE_PERIOD_S)
+            pulse = self._pulse()
+            for gateway in self._gateways.values():
+                gateway.mailbox.beat(pulse)
+
+
+def engine_application(
+    config: EngineConfig,
+    *,
+    num_replicas: int = 1,
+    num_cpus: float = 1.0,
+    num_gpus: float = 0.0,
+    drain_timeout_s: float = 60.0,
+    load: LoadEngine = load_engine,
+) -> Application:
+    """The application of `num_replicas` engines, each with these CPUs and GPUs.
+
+    CPUs count for Ray's scheduling alone; threads are `config.num_threads`.
+    `drain_timeout_s` is how long a replica that has to go waits for the requests it is working on.
+    """
+    capacity = config.max_num_seqs + config.max_num_waiting
+    deployment = serve.deployment(
+        name=ENGINE,
+        num_replicas=num_replicas,
+        max_ongoing_requests=capacity + MAX_GATEWAYS + _REFUSAL_SLACK,
+        max_queued_requests=capacity * num_replicas + _REFUSAL_SLACK,
+        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
+        health_check_period_s=2.0,
+        health_check_timeout_s=10.0,
+        graceful_shutdown_timeout_s=drain_timeout_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        max_constructor_retry_count=1,
+        request_router_config={"request_router_class": LeastLoadedRouter},
+        logging_config=LoggingConfig(enable_access_log=False),
+    )(EngineReplica)
+    return deployment.bind(config, load)

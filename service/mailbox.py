@@ -1,0 +1,43 @@
+"""What waits in a replica for one gateway's stream to take it. Knows neither the stream nor the engine."""
+
+from __future__ import annotations
+
+import asyncio
+
+from service.engine.request import RequestOutput
+from service.wire import Pulse, StepMessage, merge, pack
+
+
+class Mailbox:
+    """Outputs of one gateway's requests, on one event loop, with one reader.
+
+    All that an engine step posts is read as one message. While the reader is behind, outputs of one request merge, so
+    that the size is bounded by the requests and their tokens, not by how long the reader stays away.
+    """
+
+    def __init__(self) -> None:
+        self._outputs: dict[str, RequestOutput] = {}
+        self._pulse: Pulse | None = None
+        self._has_news = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Requests with something to read."""
+        return len(self._outputs)
+
+    def put(self, output: RequestOutput) -> None:
+        """Adds what a step produced for one request."""
+        self._outputs[output.request_id] = merge(self._outputs.get(output.request_id), output)
+        self._has_news.set()
+
+    def beat(self, pulse: Pulse) -> None:
+        """Tells the reader how the replica is; a pulse not yet read is replaced."""
+        self._pulse = pulse
+        self._has_news.set()
+
+    async def take(self) -> StepMessage:
+        """Everything there is; waits for the first."""
+        await self._has_news.wait()
+        self._has_news.clear()
+        message = [pack(output) for output in self._outputs.values()], self._pulse
+        self._outputs, self._pulse = {}, None
+        return message

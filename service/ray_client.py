@@ -1,0 +1,297 @@
+"""The engine client over Ray Serve: one stream from every engine replica, one call for every request.
+
+Knows how replicas are found, lost and asked; not how a cluster is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from ray import serve
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from service.deployment import ENGINE, EngineReplica
+from service.engine.errors import EngineDeadError, EngineError, EngineOverloadedError, RequestRejectedError
+from service.engine.request import Request, RequestOutput
+from service.engine.stats import EngineHealth, EngineInfo, EngineStats
+from service.flight import Flight
+from service.wire import Hello, Item, Pulse, StepMessage, StreamError, Verdict, unpack
+
+logger = logging.getLogger(__name__)
+
+REPLICA_TIMEOUT_S = 10.0
+TEND_PERIOD_S = 2.0
+# A replica whose stream has been silent for this many seconds counts as unhealthy; it speaks every second.
+SILENCE_TIMEOUT_S = 6.0
+_LAST_OUTPUT_TIMEOUT_S = 5.0
+_LOST = "the engine replica working on this request was lost"
+
+_Call = DeploymentResponseGenerator[Item]
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """The stream from one replica."""
+
+    replica: str
+    stream: _Call
+    pulse: Pulse
+    heard_at_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def health(self) -> EngineHealth:
+        silent_s = time.monotonic() - self.heard_at_s
+        if silent_s > SILENCE_TIMEOUT_S:
+            return EngineHealth(False, "the engine replica does not answer", silent_s)
+        return self.pulse.health
+
+
+class RayEngineClient:
+    """Implements the gateway's `EngineClient` over the replicas of one Serve application.
+
+    All methods are called on the event loop that `connect` ran on. Replicas may come and go at any time.
+    """
+
+    def __init__(self, app_name: str, *, replica_timeout_s: float = REPLICA_TIMEOUT_S) -> None:
+        deployment: DeploymentHandle[EngineReplica] = serve.get_deployment_handle(ENGINE, app_name)
+        # By value (gRPC between the processes, plain pickle) a message costs a fifth of one through Ray's objects.
+        self._handle = deployment.options(
+            method_name="open",
+            stream=True,
+            _by_reference=False,
+            request_serialization="pickle",
+            response_serialization="pickle",
+        )
+        self._id = uuid.uuid4().hex
+        self._replica_timeout_s = replica_timeout_s
+        self._links: dict[str, _Link] = {}
+        self._flights: dict[str, Flight] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._opening = asyncio.Lock()
+        self._info: EngineInfo | None = None
+        self._is_closed = False
+
+    @classmethod
+    async def connect(cls, app_name: str, *, replica_timeout_s: float = REPLICA_TIMEOUT_S) -> RayEngineClient:
+        """A client with a stream from every replica there is. Raises EngineError when none answers in time."""
+        client = cls(app_name, replica_timeout_s=replica_timeout_s)
+        try:
+            await client._open_link()
+            await client._look_around()
+        except BaseException:
+            await client.close()
+            raise
+        client._start(client._tend())
+        return client
+
+    async def info(self) -> EngineInfo:
+        """See `EngineClient.info`."""
+        assert self._info is not None
+        return self._info
+
+    async def generate(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
+        """See `EngineClient.generate`."""
+        if request.request_id in self._flights:
+            raise RequestRejectedError(f"request id {request.request_id!r} is in use")
+        # First of all, because outputs may come before the answer to the call.
+        flight = self._flights[request.request_id] = Flight(request.request_id)
+        call: _Call | None = None
+        try:
+            call, flight.replica = await self._send(request)
+            self._start(self._watch(call, flight))
+            while True:
+                output = await flight.take()
+                yield output
+                if output.is_finished:
+                    return
+        finally:
+            del self._flights[request.request_id]
+            if call is not None and not flight.is_finished:
+                flight.is_finished = True
+                _cancel(call)
+
+    async def health(self) -> EngineHealth:
+        """Green while any replica is."""
+        healths = [link.health for link in self._links.values()]
+        if not healths:
+            return EngineHealth(False, "no engine replica is reachable")
+        return min(healths, key=lambda health: (not health.is_healthy, health.seconds_since_progress))
+
+    async def stats(self) -> Sequence[EngineStats]:
+        """See `EngineClient.stats`. A replica that does not answer within a second counts with what it said last."""
+        told = {link.replica: link.pulse.stats for link in self._links.values()}
+        with contextlib.suppress(Exception):
+            told |= await self._ask_stats()
+        return list(told.values())
+
+    async def close(self) -> None:
+        """Ends every stream, and with it, on the replicas, every request of this gateway."""
+        self._is_closed = True
+        for link in list(self._links.values()):
+            self._drop(link)
+        for flight in self._flights.values():
+            flight.fail("the server is shutting down")
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+
+    # Requests
+
+    async def _send(self, request: Request) -> tuple[_Call, str]:
+        """Gets `request` accepted: its call, and the replica that has it. Raises EngineError."""
+        refusal: EngineError = EngineDeadError("the server is shutting down")
+        avoid = {link.replica for link in self._links.values() if not link.health.is_healthy}
+        asked: set[str] = set()
+        while not self._is_closed:
+            call = self._call(request, avoid=avoid)
+            verdict = await self._first(call)
+            assert isinstance(verdict, Verdict)
+            if verdict.refusal is None:
+                return call, verdict.replica
+            refusal = verdict.refusal
+            if isinstance(refusal, RequestRejectedError) or verdict.replica in asked:
+                break
+            if isinstance(refusal, StreamError):
+                await self._open_link(verdict.replica)
+            else:
+                asked.add(verdict.replica)
+                avoid |= asked
+        raise refusal
+
+    async def _watch(self, call: _Call, flight: Flight) -> None:
+        """Waits for the end of a request's call: whatever ended it, the reader gets its last output."""
+        try:
+            async for _ in call:
+                pass
+            if not flight.is_finished:
+                await asyncio.sleep(_LAST_OUTPUT_TIMEOUT_S)
+        except Exception as error:
+            if not flight.is_finished:
+                logger.warning("a request's call to its engine replica failed: %s", _first_line(error))
+        flight.fail(_LOST)
+
+    # Calls
+
+    def _call(self, request: Request | None, *, avoid: set[str]) -> _Call:
+        hint = {"avoid": avoid} if avoid else {}
+        return cast(_Call, self._handle.remote(self._id, request, **hint))
+
+    async def _first(self, call: _Call) -> Item:
+        """The first item of a call. Raises EngineError, also when no replica takes it in time."""
+
+        async def answer() -> Item:
+            async with asyncio.timeout(self._replica_timeout_s):
+                return await anext(call)
+
+        first = asyncio.ensure_future(answer())
+        try:
+            # Shielded, because a call can be cancelled for certain only once it has answered.
+            return await asyncio.shield(first)
+        except asyncio.CancelledError:
+            first.add_done_callback(lambda done: _cancel(call) if done.cancelled() or not done.exception() else None)
+            raise
+        except Exception as error:
+            _cancel(call)
+            raise _explained(error) from error
+
+    # Replicas
+
+    async def _open_link(self, replica: str | None = None) -> None:
+        """Opens a stream from a replica that there is none from yet. Raises EngineError.
+
+        `replica` is who asked for it: nothing is done where its stream has been opened in the meantime.
+        """
+        async with self._opening:
+            if replica in self._links:
+                return
+            stream = self._call(None, avoid=set(self._links))
+            hello = await self._first(stream)
+            if isinstance(hello, Verdict) and hello.refusal:
+                raise hello.refusal
+            assert isinstance(hello, Hello)
+            self._info = self._info or hello.info
+            link = self._links[hello.replica] = _Link(hello.replica, stream, hello.pulse)
+            self._start(self._read(link))
+
+    async def _read(self, link: _Link) -> None:
+        """Hands on what a replica's stream brings, until it ends."""
+        try:
+            async for message in link.stream:
+                outputs, pulse = cast(StepMessage, message)
+                link.heard_at_s = time.monotonic()
+                link.pulse = pulse or link.pulse
+                for packed in outputs:
+                    flight = self._flights.get(packed[0])
+                    if flight is not None:
+                        flight.put(unpack(packed))
+        except Exception as error:
+            if self._links.get(link.replica) is link:
+                logger.warning("lost engine replica %s: %s", link.replica, _first_line(error))
+        finally:
+            self._drop(link)
+
+    def _drop(self, link: _Link) -> None:
+        """Forgets a replica's stream; requests that still wait for it end with an error."""
+        if self._links.get(link.replica) is link:
+            del self._links[link.replica]
+            _cancel(link.stream)
+            for flight in self._flights.values():
+                if flight.replica == link.replica:
+                    flight.fail(_LOST)
+
+    async def _tend(self) -> None:
+        """Looks for replicas that came or went, for as long as the client lives."""
+        while True:
+            await asyncio.sleep(TEND_PERIOD_S)
+            await self._look_around()
+
+    async def _look_around(self) -> None:
+        try:
+            replicas = set(await self._ask_stats())
+        except Exception as error:
+            logger.debug("cannot list the engine replicas: %s", _first_line(error))
+            return
+        # A replica that takes no more requests waits for its last stream to be closed in order to go.
+        busy = {flight.replica for flight in self._flights.values()}
+        for replica in self._links.keys() - replicas - busy:
+            self._drop(self._links[replica])
+        for _ in replicas - self._links.keys():
+            with contextlib.suppress(EngineError):
+                await self._open_link()
+
+    async def _ask_stats(self) -> dict[str, EngineStats]:
+        """The statistics of every replica that takes requests. Raises unless all of them answer within a second."""
+        answers: list[EngineStats] = await self._handle.broadcast("stats").results_async(timeout_s=1.0)
+        return {stats.replica: stats for stats in answers}
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _cancel(call: _Call) -> None:
+    call.cancel()  # type: ignore[no-untyped-call]
+
+
+def _explained(error: Exception) -> EngineError:
+    """What a failed call means for the request it was made for."""
+    if isinstance(error, TimeoutError):
+        return EngineDeadError("no engine replica is available")
+    if isinstance(error, BackPressureError):
+        return EngineOverloadedError("the server is full: too many requests wait for an engine replica")
+    logger.warning("a call to an engine replica failed: %s", _first_line(error))
+    return EngineDeadError("no engine replica could take the request")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

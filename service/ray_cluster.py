@@ -1,0 +1,208 @@
+"""Ray for one launcher: a private one on this machine that lives and dies with this process, or a cluster's.
+
+Ray reads its environment when it is imported, so nothing here imports it before `start` has set that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from service.errors import EngineStartError
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+    from ray.serve.schema import ServeStatus
+
+logger = logging.getLogger(__name__)
+
+_DIR_PREFIX = "tessera-"
+_LOCK = "lock"
+# Ray puts sockets below the directory, and a socket's path may have 107 characters.
+_MAX_DIR_CHARS = 40
+_OBJECT_STORE_BYTES = 100 * 2**20
+_POLL_S = 0.1
+_STOP_TIMEOUT_S = 8.0
+
+_SERVE_ENV = {
+    # Signals are this process's own: Ray's handler would print a stack and abort on SIGTERM.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # No HTTP of Serve's own: the gateway listens in this process.
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",
+}
+_LOCAL_ENV = {
+    # Every port on loopback, whatever the address of the machine.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    # Ray runs workers at nice 15 by default, but these replicas are what the machine is for.
+    "RAY_worker_niceness": "0",
+}
+
+T = TypeVar("T")
+
+
+class RayCluster:
+    """Ray and Serve, started or joined, then left. All methods are called on one event loop.
+
+    Ray's processes end with the *thread* that started them, and starting blocks for seconds: so one thread of this
+    object's own makes all calls, and lives as long as Ray is to live.
+    """
+
+    def __init__(self, address: str | None = None, *, num_cpus: int = 2) -> None:
+        self._address = address
+        self._num_cpus = num_cpus
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
+        self._run_dir: _RunDir | None = None
+        self._app_name: str | None = None
+
+    async def start(self) -> None:
+        """Starts a private Ray, or joins the cluster at the address. Raises EngineStartError."""
+        if self._address is None:
+            self._run_dir = _RunDir()
+            os.environ |= _SERVE_ENV | _LOCAL_ENV | self._run_dir.env
+            os.environ.pop("RAY_AUTH_TOKEN", None)
+        else:
+            os.environ |= _SERVE_ENV
+        try:
+            await self._call(self._start)
+        except Exception as error:
+            raise EngineStartError(f"Ray did not start: {_last_line(str(error))}") from error
+
+    async def deploy(self, build: Callable[[], Application], name: str) -> None:
+        """Runs the application that `build` returns and waits until it is ready. Raises EngineStartError.
+
+        `build` runs when Ray has been imported, and in Ray's thread.
+        """
+        self._app_name = name
+        await self._call(lambda: _run(build(), name))
+        while not await self._call(lambda: _is_ready(name)):  # noqa: ASYNC110 - Ray offers no event to wait for
+            await asyncio.sleep(_POLL_S)
+
+    async def stop(self) -> None:
+        """Ends what `start` and `deploy` began: with a private Ray, every process and file of it."""
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await self._call(self._stop)
+        except TimeoutError:
+            logger.warning("Ray did not stop within %.0f s; it ends with this process", _STOP_TIMEOUT_S)
+        self._thread.shutdown(wait=False)
+        if self._run_dir is not None:
+            await asyncio.to_thread(self._run_dir.remove)
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def _start(self) -> None:
+        import ray
+        from ray import serve
+
+        # What they have to say at lower levels is about themselves.
+        for name in ("ray", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        if self._run_dir is None:
+            ray.init(self._address, log_to_driver=False, configure_logging=False)
+        else:
+            ray.init(
+                "local",
+                num_cpus=self._num_cpus,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(self._run_dir.path),
+            )
+        serve.start(proxy_location="Disabled")
+
+    def _stop(self) -> None:
+        import ray
+        from ray import serve
+
+        # A private Ray goes as a whole, and faster than it would piece by piece.
+        if self._run_dir is None and self._app_name is not None and ray.is_initialized():
+            serve.delete(self._app_name)
+        ray.shutdown()
+
+
+def _run(app: Application, name: str) -> None:
+    from ray import serve
+
+    target = serve.RunTarget(app, name=name, route_prefix=None)
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def _is_ready(name: str) -> bool:
+    """Whether the application answers. Raises EngineStartError when it never will."""
+    from ray import serve
+
+    status: ServeStatus = serve.status()
+    app = status.applications.get(name)
+    if app is None:
+        return False
+    if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        reasons = [deployment.message for deployment in app.deployments.values() if deployment.message]
+        raise EngineStartError(f"the engine did not start: {_last_line(reasons[0] if reasons else app.message)}")
+    return bool(app.status == "RUNNING")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+class _RunDir:
+    """A private directory for one Ray, short enough for its sockets, removed at the end.
+
+    A launcher that was killed leaves its directory behind; the next one removes it, recognising it by its lock.
+    """
+
+    def __init__(self) -> None:
+        base = Path(tempfile.gettempdir())
+        if len(str(base)) + len(_DIR_PREFIX) + 8 > _MAX_DIR_CHARS:
+            base = Path("/tmp")  # noqa: S108 - mkdtemp makes a directory that is ours alone
+        _remove_abandoned(base)
+        self.path = Path(tempfile.mkdtemp(prefix=_DIR_PREFIX, dir=base))
+        self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._token = self.path / "token"
+        with os.fdopen(os.open(self._token, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"RAY_TMPDIR": str(self.path), "RAY_AUTH_TOKEN_PATH": str(self._token)}
+
+    def remove(self) -> None:
+        """Deletes the directory; Ray's processes may still be writing their last lines into it."""
+        for _ in range(20):
+            shutil.rmtree(self.path, ignore_errors=True)
+            if not self.path.exists():
+                break
+            time.sleep(0.1)
+        os.close(self._lock)
+
+
+def _remove_abandoned(base: Path) -> None:
+    for path in base.glob(_DIR_PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_uid != os.getuid():
+                continue
+            lock = os.open(path / _LOCK, os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)

@@ -1,0 +1,122 @@
+"""Serving with Ray: this process is the front door and Ray's driver, engines are replicas of a Serve deployment.
+
+The gateway listens here, in this process, so that no proxy stands between a client and its tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from service.config import EngineConfig
+from service.engine.errors import EngineError
+from service.errors import EngineStartError
+from service.gateway.client import EngineClient
+from service.launcher import bind, run_loop, serve_client
+from service.logs import configure_logging
+from service.progress import Progress
+from service.ray_cluster import RayCluster
+from service.settings import ServeSettings
+from service.startup import require_model
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+APP_NAME = "tessera"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve_ray(settings: ServeSettings, progress: Progress) -> None:
+    """Starts Ray, serves and drains. Returns when the server has ended on a signal.
+
+    Raises CommandError, and KeyboardInterrupt when a signal came before the server was ready.
+    """
+    configure_logging(settings.log_level)
+    config = _engine_config(settings)
+    require_model(settings.model)
+    with bind(settings) as sock:
+        # The gateway's imports fill the time in which Ray's processes start.
+        threading.Thread(target=import_module, args=("service.gateway.app",), daemon=True).start()
+        try:
+            run_loop(_serve(settings, config, sock, progress))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+
+def _engine_config(settings: ServeSettings) -> EngineConfig:
+    """Replicas on one machine share its cores, unless told otherwise."""
+    config = settings.engine_config()
+    if config.num_threads is None and settings.ray_address is None:
+        cores = len(os.sched_getaffinity(0))
+        config = replace(config, num_threads=max(1, cores // settings.replicas))
+    return config
+
+
+async def _serve(settings: ServeSettings, config: EngineConfig, sock: socket.socket, progress: Progress) -> None:
+    # One CPU more than replicas, for the process that Serve is controlled by: Ray starts a worker for each at once.
+    cluster = RayCluster(settings.ray_address, num_cpus=settings.replicas + 1)
+    try:
+        with _cancelled_by_signals():
+            with progress.step("Starting Ray" if settings.ray_address is None else "Joining Ray"):
+                await cluster.start()
+            with progress.step(f"Loading {settings.model_name}"):
+                await cluster.deploy(lambda: _application(settings, config), APP_NAME)
+                client = await _connect()
+            await serve_client(settings, client, sock, progress)
+    finally:
+        with _signals_ignored():
+            await cluster.stop()
+
+
+def _application(settings: ServeSettings, config: EngineConfig) -> Application:
+    from service.deployment import engine_application
+
+    return engine_application(
+        config,
+        num_replicas=settings.replicas,
+        num_cpus=1 if settings.ray_address is None else config.num_threads or 1,
+        num_gpus=settings.num_gpus,
+        drain_timeout_s=settings.drain_timeout,
+    )
+
+
+async def _connect() -> EngineClient:
+    from service.ray_client import RayEngineClient
+
+    try:
+        return await RayEngineClient.connect(APP_NAME)
+    except EngineError as error:
+        raise EngineStartError(str(error)) from error
+
+
+@contextmanager
+def _cancelled_by_signals() -> Generator[None, None, None]:
+    """SIGINT and SIGTERM cancel the current task, so that what it has started is stopped."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+@contextmanager
+def _signals_ignored() -> Generator[None, None, None]:
+    """An impatient signal must not leave half of Ray behind; the body is bounded in time."""
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in _SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
