@@ -12,6 +12,8 @@ VENV ?= .venv
 ARGS ?=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
+# What an editable installation does not pick up by itself.
+INSTALLED := pyproject.toml constraints.txt setup.py $(wildcard model/kernels/cpu/*)
 
 .PHONY: serve test lint clean
 
@@ -28,12 +30,13 @@ lint: $(VENV)/installed-dev
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f model/kernels/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: $(INSTALLED)
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" sh .ci/install "."
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml constraints.txt
+$(VENV)/installed-dev: $(INSTALLED)
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" sh .ci/install ".[dev]"
 	@touch $(VENV)/installed $@

@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 
 # What `generate` and `info` take: the rest of the settings is about serving many requests.
-ENGINE_OPTIONS = ("model", "device", "dtype", "memory_dtype", "threads", "max_model_len")
+ENGINE_OPTIONS = ("model", "device", "dtype", "memory_dtype", "kernel", "threads", "max_model_len")
 INFO_OPTIONS = (*ENGINE_OPTIONS, "max_num_seqs", "block_size", "memory")
 
 Config = Annotated[

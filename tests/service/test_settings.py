@@ -91,6 +91,7 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
         "device": "cuda:1",
         "dtype": "bfloat16",
         "memory_dtype": "float16",
+        "kernel": "torch",
         "threads": 3,
         "max_model_len": 99,
         "max_num_seqs": 5,
@@ -101,7 +102,18 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
     }
     config = load_settings(given, {}, None).engine_config()
     assert config == EngineConfig(
-        "/models/m", "cuda:1", "bfloat16", "float16", 3, 99, 5, 77, 8, 2**20, 6, EngineConfig("x").stall_timeout_s
+        model_dir="/models/m",
+        device="cuda:1",
+        dtype="bfloat16",
+        memory_dtype="float16",
+        kernel="torch",
+        num_threads=3,
+        max_model_len=99,
+        max_num_seqs=5,
+        max_num_batched_tokens=77,
+        block_size=8,
+        memory_bytes=2**20,
+        max_num_waiting=6,
     )
     unset = {f.name for f in fields(EngineConfig) if getattr(config, f.name) == getattr(EngineConfig("x"), f.name)}
     assert unset == {"stall_timeout_s"}

@@ -1,0 +1,64 @@
+"""What docs/operating.md says of options and exit codes is what the program does.
+
+`TESSERA_UPDATE_DOCS=1 pytest tests/test_docs.py` writes the table of options anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import ExitCode
+from service.settings import ServeSettings, env_name, flag
+
+ROOT = Path(__file__).resolve().parent.parent
+OPERATING = ROOT / "docs" / "operating.md"
+_TABLE = re.compile(r"(<!-- options: .*? -->\n)(.*?)(<!-- end of options -->)", re.DOTALL)
+
+
+def options_table() -> str:
+    rows = ["", "| option | environment | default | |", "| --- | --- | --- | --- |"]
+    for name, field in ServeSettings.model_fields.items():
+        description = f"{field.description} {_choices(field.annotation)}".strip()
+        rows.append(f"| `{flag(name)}` | `{env_name(name)}` | {_default(field.default)} | {description} |")
+    return "\n".join([*rows, "", ""])
+
+
+def _default(value: object) -> str:
+    if value in (None, ()):
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"`{value.name if isinstance(value, Path) else value}`"
+
+
+def _choices(annotation: Any) -> str:
+    if typing.get_origin(annotation) is not typing.Literal:
+        return ""
+    return "One of " + ", ".join(f"`{choice}`" for choice in typing.get_args(annotation)) + "."
+
+
+def test_the_table_of_options_is_complete() -> None:
+    text = OPERATING.read_text(encoding="utf-8")
+    updated = _TABLE.sub(lambda match: match[1] + options_table() + match[3], text)
+    if os.environ.get("TESSERA_UPDATE_DOCS"):
+        OPERATING.write_text(updated, encoding="utf-8")
+        return
+    assert text == updated, "run TESSERA_UPDATE_DOCS=1 pytest tests/test_docs.py"
+
+
+def test_exit_codes_are_those_of_the_program() -> None:
+    section = OPERATING.read_text(encoding="utf-8").split("## Exit codes")[1].split("##")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)] == [int(c) for c in ExitCode]
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
