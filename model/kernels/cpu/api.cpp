@@ -97,29 +97,30 @@ class Network {
   void set_matrix(Matrix& m, const float* weights, const float* bias, int rows, int depth) {
     m.rows = rows;
     m.depth = depth;
+    m.width = rows <= 32 ? 32 : 64;
     m.type = model_.type;
-    if (bias) m.bias = keep(bias, rows, static_cast<int64_t>(m.tiles()) * kTile);
+    if (bias) m.bias = keep(bias, rows, static_cast<int64_t>(m.tiles()) * m.width);
     const bool wide = m.type == kFloat32;
     const int64_t depth_padded = wide ? depth : m.padded_depth();
-    const int64_t bytes = m.tiles() * depth_padded * kTile * (wide ? 4 : 2);
+    const int64_t bytes = m.tiles() * depth_padded * m.width * (wide ? 4 : 2);
     packed_.emplace_back(std::make_unique<Buffer<char>>());
     packed_.back()->reserve(bytes);
     m.packed = static_cast<char*>(*packed_.back());
     memset(m.packed, 0, bytes);
     for (int r = 0; r < rows; ++r) {
-      const int64_t tile = static_cast<int64_t>(r / kTile) * depth_padded * kTile;
-      const int column = r % kTile;
+      const int64_t tile = static_cast<int64_t>(r / m.width) * depth_padded * m.width;
+      const int column = r % m.width;
       for (int k = 0; k < depth; ++k) {
         const float w = weights[static_cast<int64_t>(r) * depth + k];
-        if (wide) static_cast<float*>(m.packed)[tile + k * kTile + column] = w;
-        else static_cast<uint16_t*>(m.packed)[tile + (k / 2 * kTile + column) * 2 + k % 2] = to_bfloat16(w);
+        if (wide) static_cast<float*>(m.packed)[tile + k * m.width + column] = w;
+        else static_cast<uint16_t*>(m.packed)[tile + (k / 2 * m.width + column) * 2 + k % 2] = to_bfloat16(w);
       }
     }
   }
 
   void run(const Cache& cache, const Step& step) {
     check(cache, step);
-    scratch_.prepare(model_, step, team_.size(), kReadChunk);
+    scratch_.prepare(model_, cache, step, team_.size(), kReadQueries, kReadChunk);
     path_.run(model_, cache, step, scratch_, team_);
   }
 

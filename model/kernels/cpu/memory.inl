@@ -63,112 +63,135 @@ struct Pairs {
   }
 };
 
-// Logits of Q queries against the `size` pairs of a block. Four partial sums over the dimensions, whatever Q is.
+template <Type T>
+MOSAIC_INLINE void fetch(const void* p, int64_t i, int count) {
+  constexpr int bytes = T == kFloat32 ? 4 : 2;
+  for (int at = 0; at < count * bytes; at += 64) __builtin_prefetch((const char*)p + i * bytes + at);
+}
+
+// Logits of Q queries against all `num_blocks` blocks, [Q][stride]. Four partial sums over the dimensions, whatever Q is.
 template <Type T, int Q>
-MOSAIC_INLINE void block_logits(const float* const (&queries)[Q], const void* keys, int64_t base, int size, int dim,
-                                float (&logits)[Q][kMaxBlockSize]) {
-  for (int s = 0; s < size; s += kLanes) {
-    f32x16 acc[Q][4] = {};
-    int d = 0;
-    for (; d + 4 <= dim; d += 4) {
-      for (int i = 0; i < 4; ++i) {
-        const f32x16 k = load_as<T>(keys, base + (int64_t)(d + i) * size + s);
-        for (int q = 0; q < Q; ++q) acc[q][i] = fma(splat(queries[q][d + i]), k, acc[q][i]);
+MOSAIC_INLINE void all_logits(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t num_blocks,
+                              float* logits, int64_t stride) {
+  const int size = pairs.cache->block_size, dim = pairs.dim;
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    const int64_t base = pairs.offset(block);
+    // Blocks lie anywhere, so the processor cannot guess what is read next.
+    if (block + 1 < num_blocks) fetch<T>(pairs.cache->keys, pairs.offset(block + 1), size * dim);
+    fetch<T>(pairs.cache->values, base, size * dim);
+    for (int s = 0; s < size; s += kLanes) {
+      f32x16 acc[Q][4] = {};
+      int d = 0;
+      for (; d + 4 <= dim; d += 4) {
+        for (int i = 0; i < 4; ++i) {
+          const f32x16 k = load_as<T>(pairs.cache->keys, base + (int64_t)(d + i) * size + s);
+          for (int q = 0; q < Q; ++q) acc[q][i] = fma(splat(queries[q * query_stride + d + i]), k, acc[q][i]);
+        }
+      }
+      for (; d < dim; ++d) {
+        const f32x16 k = load_as<T>(pairs.cache->keys, base + (int64_t)d * size + s);
+        for (int q = 0; q < Q; ++q) acc[q][0] = fma(splat(queries[q * query_stride + d]), k, acc[q][0]);
+      }
+      for (int q = 0; q < Q; ++q)
+        store(logits + q * stride + block * size + s, (acc[q][0] + acc[q][1]) + (acc[q][2] + acc[q][3]));
+    }
+  }
+}
+
+// Turns the first `visible` logits of a row into exponentials against their maximum and the rest, up to `padded`, into
+// zeros. Returns the sum, taken lane by lane over absolute positions.
+MOSAIC_INLINE float exponentials(float* logits, int64_t visible, int64_t padded) {
+  for (int64_t i = visible; i < padded; ++i) logits[i] = -__builtin_inff();
+  f32x16 most = load(logits);
+  for (int64_t i = kLanes; i < padded; i += kLanes) most = max(most, load(logits + i));
+  const float top = largest(most);
+  f32x16 mass = {};
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const f32x16 p = exp_nonpositive(load(logits + i) - top);
+    mass += p;
+    store(logits + i, p);
+  }
+  return sum(mass);
+}
+
+// Sum over all pairs of weight * value for V vectors of dimensions from d on, even and odd pairs apart.
+template <Type T, int Q, int V>
+MOSAIC_INLINE void weighted_values(const Pairs& pairs, const float* weights, int64_t stride, int64_t num_blocks, int d,
+                                   const float* inverse, float* out, int64_t out_stride) {
+  const int size = pairs.cache->block_size, dim = pairs.dim;
+  f32x16 acc[Q][V][2] = {};
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    const int64_t base = pairs.offset(block) + d;
+    const float* w = weights + block * size;
+    for (int s = 0; s < size; s += 2) {
+      for (int odd = 0; odd < 2; ++odd) {
+        for (int v = 0; v < V; ++v) {
+          const f32x16 value = load_as<T>(pairs.cache->values, base + (int64_t)(s + odd) * dim + v * kLanes);
+          for (int q = 0; q < Q; ++q) acc[q][v][odd] = fma(splat(w[q * stride + s + odd]), value, acc[q][v][odd]);
+        }
       }
     }
-    for (; d < dim; ++d) {
-      const f32x16 k = load_as<T>(keys, base + (int64_t)d * size + s);
-      for (int q = 0; q < Q; ++q) acc[q][0] = fma(splat(queries[q][d]), k, acc[q][0]);
-    }
-    for (int q = 0; q < Q; ++q) store(&logits[q][s], (acc[q][0] + acc[q][1]) + (acc[q][2] + acc[q][3]));
   }
+  for (int q = 0; q < Q; ++q)
+    for (int v = 0; v < V; ++v)
+      store(out + q * out_stride + d + v * kLanes, (acc[q][v][0] + acc[q][v][1]) * inverse[q]);
 }
 
-// y += sum over pairs of p * value, even and odd pairs apart.
-template <Type T>
-MOSAIC_INLINE void add_values(const float* p, const void* values, int64_t base, int count, int dim, float* y) {
-  int d = 0;
-  for (; d + kLanes <= dim; d += kLanes) {
-    f32x16 even = load(y + d), odd = {};
-    int s = 0;
-    for (; s + 2 <= count; s += 2) {
-      even = fma(splat(p[s]), load_as<T>(values, base + (int64_t)s * dim + d), even);
-      odd = fma(splat(p[s + 1]), load_as<T>(values, base + (int64_t)(s + 1) * dim + d), odd);
-    }
-    if (s < count) even = fma(splat(p[s]), load_as<T>(values, base + (int64_t)s * dim + d), even);
-    store(y + d, even + odd);
-  }
-  for (; d < dim; ++d)
-    for (int s = 0; s < count; ++s) y[d] += p[s] * element(values, base + (int64_t)s * dim + d, T);
-}
-
-struct Smoothing {
-  float top, mass;
-  float y[kMaxDim];
-};
-
-// Takes `count` more pairs into a running softmax.
-template <Type T>
-MOSAIC_INLINE void absorb(Smoothing& state, float (&logits)[kMaxBlockSize], int size, int count, const void* values,
-                          int64_t base, int dim) {
-  for (int s = count; s < size; ++s) logits[s] = -__builtin_inff();
-  f32x16 most = load(logits);
-  for (int s = kLanes; s < size; s += kLanes) most = max(most, load(logits + s));
-  const float block_top = largest(most);
-  if (block_top > state.top) {
-    const float fade = exp_nonpositive(state.top - block_top);
-    state.mass *= fade;
-    for (int d = 0; d < dim; ++d) state.y[d] *= fade;
-    state.top = block_top;
-  }
-  f32x16 mass = {};
-  for (int s = 0; s < size; s += kLanes) {
-    const f32x16 p = exp_nonpositive(load(logits + s) - state.top);
-    mass += p;
-    store(logits + s, p);
-  }
-  state.mass += sum(mass);
-  add_values<T>(logits, values, base, count, dim, state.y);
-}
-
-// Reads Q consecutive queries of one head; query q sees the first `visible + q` pairs. Blocks are taken one by one from
-// the first, so the sum depends neither on how the queries arrived nor on what else is read.
+// The dimensions that do not fill a vector.
 template <Type T, int Q>
-static void read_queries(const Pairs& pairs, const float* queries, int64_t stride, int64_t visible, float* out,
-                         int64_t out_stride) {
+MOSAIC_INLINE void weighted_tail(const Pairs& pairs, const float* weights, int64_t stride, int64_t num_blocks, int d,
+                                 const float* inverse, float* out, int64_t out_stride) {
   const int size = pairs.cache->block_size, dim = pairs.dim;
-  Smoothing states[Q];
-  const float* rows[Q];
-  float logits[Q][kMaxBlockSize];
-  for (int q = 0; q < Q; ++q) {
-    rows[q] = queries + q * stride;
-    states[q].top = -__builtin_inff();
-    states[q].mass = 0;
-    for (int d = 0; d < dim; ++d) states[q].y[d] = 0;
-  }
-  for (int64_t block = 0; block * size < visible + Q - 1; ++block) {
-    const int64_t base = pairs.offset(block);
-    block_logits<T, Q>(*(const float* const(*)[Q])rows, pairs.cache->keys, base, size, dim, logits);
+  for (; d < dim; ++d) {
     for (int q = 0; q < Q; ++q) {
-      const int64_t left = visible + q - block * size;
-      if (left > 0)
-        absorb<T>(states[q], logits[q], size, left < size ? (int)left : size, pairs.cache->values, base, dim);
+      float y = 0;
+      for (int64_t block = 0; block < num_blocks; ++block) {
+        const int64_t base = pairs.offset(block) + d;
+        for (int s = 0; s < size; ++s)
+          y += weights[q * stride + block * size + s] * element(pairs.cache->values, base + (int64_t)s * dim, T);
+      }
+      out[q * out_stride + d] = y * inverse[q];
     }
-  }
-  for (int q = 0; q < Q; ++q) {
-    const float inverse = states[q].mass > 0 ? 1.0f / states[q].mass : 0.0f;
-    for (int d = 0; d < dim; ++d) out[q * out_stride + d] = states[q].y[d] * inverse;
   }
 }
 
+// Reads Q consecutive queries of one head; query q sees the first `visible + q` pairs. Every sum runs over absolute
+// positions of pairs from the first on, so it depends neither on how the queries arrived nor on what else is read.
+// `logits` is room for [Q][stride] numbers.
+template <Type T, int Q>
+static void read_queries(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t visible,
+                         float* logits, int64_t stride, float* out, int64_t out_stride) {
+  const int size = pairs.cache->block_size, dim = pairs.dim;
+  const int64_t num_blocks = (visible + Q - 1 + size - 1) / size;
+  all_logits<T, Q>(pairs, queries, query_stride, num_blocks, logits, stride);
+  float inverse[Q];
+  for (int q = 0; q < Q; ++q) {
+    const int64_t seen = visible + q;
+    if (seen > 0) {
+      inverse[q] = 1.0f / exponentials(logits + q * stride, seen, num_blocks * size);
+    } else {
+      inverse[q] = 0.0f;
+      for (int64_t i = 0; i < num_blocks * size; ++i) logits[q * stride + i] = 0.0f;
+    }
+  }
+  int d = 0;
+  for (; d + 2 * kLanes <= dim; d += 2 * kLanes)
+    weighted_values<T, Q, 2>(pairs, logits, stride, num_blocks, d, inverse, out, out_stride);
+  for (; d + kLanes <= dim; d += kLanes)
+    weighted_values<T, Q, 1>(pairs, logits, stride, num_blocks, d, inverse, out, out_stride);
+  weighted_tail<T, Q>(pairs, logits, stride, num_blocks, d, inverse, out, out_stride);
+}
+
 template <Type T>
-static void read_all(const Pairs& pairs, const float* queries, int64_t stride, int64_t visible, int count, float* out,
-                     int64_t out_stride) {
+static void read_all(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t visible, int count,
+                     float* logits, int64_t stride, float* out, int64_t out_stride) {
   int q = 0;
-  for (; q + 4 <= count; q += 4)
-    read_queries<T, 4>(pairs, queries + q * stride, stride, visible + q, out + q * out_stride, out_stride);
+  for (; q + kReadQueries <= count; q += kReadQueries)
+    read_queries<T, kReadQueries>(pairs, queries + q * query_stride, query_stride, visible + q, logits, stride,
+                                  out + q * out_stride, out_stride);
   for (; q < count; ++q)
-    read_queries<T, 1>(pairs, queries + q * stride, stride, visible + q, out + q * out_stride, out_stride);
+    read_queries<T, 1>(pairs, queries + q * query_stride, query_stride, visible + q, logits, stride,
+                       out + q * out_stride, out_stride);
 }
 
 }  // namespace MOSAIC_ISA

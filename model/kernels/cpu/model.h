@@ -9,22 +9,21 @@ namespace mosaic {
 // How numbers are stored in memory. The values are part of the C interface.
 enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-// Columns that one tile of a packed matrix holds.
-constexpr int kTile = 64;
 constexpr int kLanes = 16;
 constexpr int kMaxBlockSize = 256;  // pairs; a multiple of kLanes
 constexpr int kMaxDim = 512;        // of a head
 
-// A weight matrix W [rows, depth], used as y = W x, packed so that a tile of kTile outputs is read as one stream:
-// float32: [tile][depth][kTile]; bfloat16: [tile][depth / 2][kTile][2], depth rounded up to even.
+// A weight matrix W [rows, depth], used as y = W x, packed so that a tile of `width` outputs is read as one stream:
+// float32: [tile][depth][width]; bfloat16: [tile][depth / 2][width][2], depth rounded up to even.
 struct Matrix {
   int32_t rows = 0;
   int32_t depth = 0;
+  int32_t width = 64;  // 64, or 32 for matrices of fewer outputs
   Type type = kFloat32;
   void* packed = nullptr;
   const float* bias = nullptr;  // [rows] or null
 
-  int32_t tiles() const { return (rows + kTile - 1) / kTile; }
+  int32_t tiles() const { return (rows + width - 1) / width; }
   int32_t padded_depth() const { return (depth + 1) & ~1; }
 };
 

@@ -9,6 +9,7 @@
 
 namespace mosaic {
 
+constexpr int kReadQueries = 4;      // queries that read the contextual memory together
 constexpr int64_t kReadChunk = 12;  // rows that read a head of the persistent memory together
 
 using RunStep = void (*)(const Model&, const Cache&, const Step&, Scratch&, Team&);

@@ -1,6 +1,7 @@
 // Working memory of a step, grown when a larger step comes and kept.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <new>
 #include <vector>
@@ -34,9 +35,11 @@ class Buffer {
   int64_t count_ = 0;
 };
 
-// What one thread needs to read a persistent memory.
+// What one thread needs to read memories.
 struct Private {
-  Buffer<float> logits, read;
+  Buffer<float> pair_logits;  // [kReadQueries, pair_stride]
+  int64_t pair_stride = 0;
+  Buffer<float> logits, read;  // of a persistent memory
   Buffer<uint16_t> weights;
   int64_t stride = 0;
 };
@@ -44,17 +47,18 @@ struct Private {
 struct Scratch {
   Buffer<float> stream;     // [tokens, n_embd]
   Buffer<float> normed;     // [tokens, stride] what a product is asked with, or what a memory gave
-  Buffer<uint16_t> high;    // [tokens, stride] the same, rounded
+  Buffer<uint16_t> rounded;  // [tokens, stride] the same as bfloat16
   Buffer<float> projected;  // [tokens, projected_stride]
   Buffer<float> query;      // [tokens, query_stride] of n_head * query_dim
-  Buffer<uint16_t> query_high, query_low;
+  Buffer<uint16_t> query_rounded;
   std::vector<int64_t> first_row;  // [sequences]
   int64_t stride = 0, projected_stride = 0, query_dim = 0, query_stride = 0;
   std::vector<Private> privates;
 
   Private& mine(const Team&) { return privates[Team::index()]; }
 
-  void prepare(const Model& m, const Step& step, int num_threads, int64_t read_chunk) {
+  void prepare(const Model& m, const Cache& cache, const Step& step, int num_threads, int read_queries,
+               int64_t read_chunk) {
     const int64_t n = step.num_tokens;
     stride = (m.n_embd + 31) / 32 * 32;
     projected_stride = 3 * static_cast<int64_t>(m.n_embd);
@@ -62,15 +66,19 @@ struct Scratch {
     query_stride = query_dim * m.n_head;
     stream.reserve(n * m.n_embd);
     normed.reserve(n * stride);
-    high.reserve(n * stride);
+    rounded.reserve(n * stride);
     projected.reserve(n * projected_stride);
     query.reserve(n * query_stride);
-    query_high.reserve(n * query_stride);
-    query_low.reserve(n * query_stride);
+    query_rounded.reserve(n * query_stride);
     first_row.resize(step.num_sequences);
     for (int64_t s = 0, row = 0; s < step.num_sequences; row += step.num_new[s], ++s) first_row[s] = row;
     if (privates.size() != static_cast<size_t>(num_threads)) privates = std::vector<Private>(num_threads);
+    int64_t most_pairs = 0;
+    for (int s = 0; s < step.num_sequences; ++s)
+      most_pairs = std::max(most_pairs, static_cast<int64_t>(step.num_computed[s]) + step.num_new[s]);
     for (auto& p : privates) {
+      p.pair_stride = (most_pairs / cache.block_size + 1) * cache.block_size;
+      p.pair_logits.reserve(read_queries * p.pair_stride);
       p.stride = (m.pmem_size + 63) / 64 * 64;
       p.logits.reserve(read_chunk * p.stride);
       p.weights.reserve(read_chunk * p.stride);
