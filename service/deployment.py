@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Set
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from ray import serve
@@ -16,8 +15,8 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from service.config import EngineConfig
-from service.engine.errors import EngineError, EngineOverloadedError
-from service.engine.request import Request, RequestOutput
+from service.engine.errors import EngineDeadError, EngineError, EngineOverloadedError
+from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 from service.mailbox import Mailbox
 from service.ray_router import LeastLoadedRouter
@@ -55,12 +54,28 @@ def load_engine(config: EngineConfig, replica: str) -> ServedEngine:
     return loader.load_engine(config, replica=replica)
 
 
-@dataclass(frozen=True, slots=True)
 class _Gateway:
-    """One gateway's stream and the requests it feeds."""
+    """One gateway's stream and the requests that feed it, each with the event of its end."""
 
-    mailbox: Mailbox = field(default_factory=Mailbox)
-    request_ids: set[str] = field(default_factory=set)
+    def __init__(self, pulse: Callable[[], Pulse]) -> None:
+        self.mailbox = Mailbox()
+        self.requests: dict[str, asyncio.Event] = {}
+        self._pulse = pulse
+
+    def put(self, output: RequestOutput) -> None:
+        """Hands on what came of a request; its call ends with its last output."""
+        self.mailbox.put(output)
+        if output.finish_reason is not None and (ended := self.requests.pop(output.request_id, None)):
+            ended.set()
+        if output.finish_reason is FinishReason.ERROR:
+            # The engine is likely dead: the gateway should know that before it sends the next request.
+            self.mailbox.beat(self._pulse())
+
+    def fail(self, reason: str) -> None:
+        """Ends every request and then the stream."""
+        for request_id in list(self.requests):
+            self.put(RequestOutput(request_id, finish_reason=FinishReason.ERROR, error=reason))
+        self.mailbox.close()
 
 
 class EngineReplica:
@@ -75,6 +90,7 @@ class EngineReplica:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._max_unread = config.max_num_seqs + config.max_num_waiting
         self._gateways: dict[str, _Gateway] = {}
+        self._failure = ""
         self._engine = await asyncio.to_thread(load, config, self._name)
         self._engine.start()
         self._pulse_task = asyncio.create_task(self._beat())
@@ -97,56 +113,64 @@ class EngineReplica:
         return self._engine.stats()
 
     async def check_health(self) -> None:
-        """Raises when the engine is dead or stuck: Serve then replaces this replica."""
+        """Raises when the engine is dead or stuck: Serve then replaces this replica.
+
+        There is no way back, so everybody who waits gets an answer now.
+        """
         health = self._engine.health()
-        if not health.is_healthy:
-            raise RuntimeError(health.reason)
+        if not health.is_healthy and not self._failure:
+            self._failure = health.reason
+            for gateway in self._gateways.values():
+                gateway.fail(health.reason)
+        if self._failure:
+            raise RuntimeError(self._failure)
 
     async def _stream(self, gateway_id: str) -> AsyncGenerator[Item, None]:
+        if self._failure:
+            yield Verdict(self._name, EngineDeadError(self._failure))
+            return
         if gateway_id in self._gateways:
             yield Verdict(self._name, StreamError("the gateway has a stream from this replica"))
             return
-        gateway = self._gateways[gateway_id] = _Gateway()
+        gateway = self._gateways[gateway_id] = _Gateway(self._pulse)
+        mailbox = gateway.mailbox
         try:
             yield Hello(self._name, self._engine.info, self._pulse())
-            while True:
-                yield await gateway.mailbox.take()
+            while not mailbox.is_closed:
+                yield await mailbox.take()
         finally:
             del self._gateways[gateway_id]
-            for request_id in gateway.request_ids:
+            for request_id, ended in gateway.requests.items():
                 self._engine.abort(request_id)
+                ended.set()
 
     async def _generate(self, gateway_id: str, request: Request) -> AsyncGenerator[Item, None]:
-        ended = asyncio.Event()
+        request_id = request.request_id
         try:
-            gateway = self._accept(gateway_id, request, ended)
+            gateway = self._accept(gateway_id, request)
         except EngineError as error:
             yield Verdict(self._name, error)
             return
+        ended = gateway.requests[request_id]
         try:
             yield Verdict(self._name)
             await ended.wait()
         finally:
-            gateway.request_ids.discard(request.request_id)
             if not ended.is_set():
-                self._engine.abort(request.request_id)
+                del gateway.requests[request_id]
+                self._engine.abort(request_id)
 
-    def _accept(self, gateway_id: str, request: Request, ended: asyncio.Event) -> _Gateway:
-        """Submits `request`; `ended` is set with its last output. Raises EngineError."""
+    def _accept(self, gateway_id: str, request: Request) -> _Gateway:
+        """Submits `request`. Raises EngineError."""
+        if self._failure:
+            raise EngineDeadError(self._failure)
         gateway = self._gateways.get(gateway_id)
         if gateway is None:
             raise StreamError("the gateway has no stream from this replica")
-        mailbox = gateway.mailbox
-        if len(mailbox) > self._max_unread:
+        if len(gateway.mailbox) > self._max_unread:
             raise EngineOverloadedError("the gateway does not read its answers fast enough")
-
-        def listen(output: RequestOutput) -> None:
-            mailbox.put(output)
-            if output.finish_reason is not None:
-                ended.set()
-
-        self._engine.submit(request, listen)
-        gateway.request_ids.add(request.request_id)
+        self._engine.submit(request, gateway.put)
+        gateway.requests[request.request_id] = asyncio.Event()
         return gateway
 
     def _pulse(self) -> Pulse:
@@ -181,7 +205,7 @@ def engine_application(
         max_ongoing_requests=capacity + MAX_GATEWAYS + _REFUSAL_SLACK,
         max_queued_requests=capacity * num_replicas + _REFUSAL_SLACK,
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
-        health_check_period_s=2.0,
+        health_check_period_s=1.0,
         health_check_timeout_s=10.0,
         graceful_shutdown_timeout_s=drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,

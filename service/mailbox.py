@@ -19,6 +19,7 @@ class Mailbox:
         self._outputs: dict[str, RequestOutput] = {}
         self._pulse: Pulse | None = None
         self._has_news = asyncio.Event()
+        self._is_closing = False
 
     def __len__(self) -> int:
         """Requests with something to read."""
@@ -34,8 +35,18 @@ class Mailbox:
         self._pulse = pulse
         self._has_news.set()
 
+    def close(self) -> None:
+        """Nothing more will come; what is there can still be taken."""
+        self._is_closing = True
+        self._has_news.set()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether all has been taken that will ever come."""
+        return self._is_closing and not self._has_news.is_set()
+
     async def take(self) -> StepMessage:
-        """Everything there is; waits for the first."""
+        """Everything there is; waits for the first. Empty once after `close`, if there is nothing else."""
         await self._has_news.wait()
         self._has_news.clear()
         message = [pack(output) for output in self._outputs.values()], self._pulse

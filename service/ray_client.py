@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ray import serve
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from service.deployment import ENGINE, EngineReplica
@@ -135,10 +135,10 @@ class RayEngineClient:
     async def close(self) -> None:
         """Ends every stream, and with it, on the replicas, every request of this gateway."""
         self._is_closed = True
-        for link in list(self._links.values()):
-            self._drop(link)
         for flight in self._flights.values():
             flight.fail("the server is shutting down")
+        for link in list(self._links.values()):
+            self._drop(link)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -257,6 +257,8 @@ class RayEngineClient:
     async def _look_around(self) -> None:
         try:
             replicas = set(await self._ask_stats())
+        except DeploymentUnavailableError:
+            replicas = set()
         except Exception as error:
             logger.debug("cannot list the engine replicas: %s", _first_line(error))
             return

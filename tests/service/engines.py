@@ -1,0 +1,72 @@
+"""Engines without a network for replicas in other processes: real scheduling, scripted tokens, a set pace."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from service.config import EngineConfig
+from service.engine.async_engine import AsyncEngine
+from service.engine.engine import Engine
+from service.engine.scheduler import SchedulerOutput
+from service.engine.stats import EngineInfo
+from tests.engine.scripted import VOCAB_SIZE, ScriptedRunner, make_scheduler
+
+if TYPE_CHECKING:  # Ray reads its settings when imported: not before the cluster is started.
+    from service.deployment import ServedEngine
+
+MAX_MODEL_LEN = 4096
+POISON = 49
+"""A prompt that starts with this token makes the engine's step raise."""
+STALL = 48
+"""A prompt that starts with this token makes the engine's step never end."""
+
+
+class PacedRunner(ScriptedRunner):
+    """Takes `step_s` for a step, and misbehaves when told to."""
+
+    def __init__(self, step_s: float) -> None:
+        super().__init__(lambda: time.sleep(step_s))
+
+    def execute(self, plan: SchedulerOutput) -> list[int | None]:
+        firsts = {item.sequence.token_ids[0] for item in plan.scheduled}
+        if POISON in firsts:
+            raise RuntimeError("a poisoned prompt")
+        if STALL in firsts:
+            time.sleep(3600)
+        return super().execute(plan)
+
+
+def load_paced(config: EngineConfig, replica: str, step_s: float = 0.002) -> ServedEngine:
+    """An engine with the limits of `config`."""
+    scheduler = make_scheduler(
+        num_blocks=1024,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=MAX_MODEL_LEN,
+    )
+    info = EngineInfo(
+        model_dir=config.model_dir,
+        vocab_size=VOCAB_SIZE,
+        max_model_len=MAX_MODEL_LEN,
+        eos_token_id=0,
+        dtype="float32",
+        memory_dtype="float32",
+        device="cpu",
+        kernel_path="scripted",
+        fingerprint="0123456789ab",
+        num_parameters=1,
+    )
+    return AsyncEngine(
+        Engine(scheduler, PacedRunner(step_s)),
+        info,
+        max_num_requests=config.max_num_seqs + config.max_num_waiting,
+        stall_timeout_s=config.stall_timeout_s,
+        replica=replica,
+    )
+
+
+def load_nothing(config: EngineConfig, replica: str) -> ServedEngine:
+    """What a checkpoint that is not there does."""
+    raise FileNotFoundError(f"{config.model_dir} has no model.safetensors")

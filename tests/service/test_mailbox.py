@@ -1,0 +1,48 @@
+"""What waits for a gateway's stream: whole steps for a reader that keeps up, merged ones for one that does not."""
+
+from __future__ import annotations
+
+import asyncio
+
+from service.engine.request import FinishReason, RequestOutput
+from service.engine.stats import EngineHealth, EngineStats
+from service.mailbox import Mailbox
+from service.wire import Pulse, unpack
+
+
+async def read(mailbox: Mailbox) -> tuple[list[RequestOutput], Pulse | None]:
+    packed, pulse = await asyncio.wait_for(mailbox.take(), 1)
+    return [unpack(item) for item in packed], pulse
+
+
+async def test_a_step_is_one_message() -> None:
+    mailbox = Mailbox()
+    reader = asyncio.create_task(read(mailbox))
+    await asyncio.sleep(0)
+    outputs = [RequestOutput(name, (n,)) for n, name in enumerate("abc")]
+    for output in outputs:
+        mailbox.put(output)
+    assert await reader == (outputs, None)
+    assert len(mailbox) == 0
+
+
+async def test_what_a_late_reader_gets_is_bounded_by_the_requests() -> None:
+    mailbox = Mailbox()
+    for step in range(100):
+        for name in "ab":
+            mailbox.put(RequestOutput(name, (step,)))
+    mailbox.put(RequestOutput("a", (100,), FinishReason.LENGTH))
+    assert len(mailbox) == 2
+    (a, b), _ = await read(mailbox)
+    assert a == RequestOutput("a", tuple(range(101)), FinishReason.LENGTH)
+    assert b == RequestOutput("b", tuple(range(100)))
+
+
+async def test_only_the_latest_pulse_is_read_once() -> None:
+    mailbox = Mailbox()
+    pulses = [Pulse(EngineHealth(True), EngineStats("r", num_steps=n)) for n in range(2)]
+    for pulse in pulses:
+        mailbox.beat(pulse)
+    assert await read(mailbox) == ([], pulses[1])
+    mailbox.put(RequestOutput("a", (1,)))
+    assert await read(mailbox) == ([RequestOutput("a", (1,))], None)

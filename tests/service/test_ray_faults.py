@@ -1,0 +1,218 @@
+"""Real Ray replicas and gateways that die, hang or have to go: everybody gets an answer, and service comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from service.config import EngineConfig
+from service.engine.errors import EngineDeadError
+from service.engine.request import FinishReason, Request, RequestOutput
+from service.ray_cluster import RayCluster
+from tests.engine.scripted import continuation, make_request
+from tests.service.engines import POISON, STALL, load_paced
+
+if TYPE_CHECKING:
+    from service.ray_client import RayEngineClient
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+]
+
+CONFIG = EngineConfig("scripted", max_num_seqs=8, max_num_batched_tokens=256, stall_timeout_s=0.5)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+async def deploy(cluster: RayCluster, app: str, num_replicas: int, step_s: float = 0.01) -> RayEngineClient:
+    from service.deployment import engine_application
+    from service.ray_client import RayEngineClient
+
+    load = partial(load_paced, step_s=step_s)
+    await cluster.deploy(lambda: engine_application(CONFIG, num_replicas=num_replicas, num_cpus=0.1, load=load), app)
+    return await RayEngineClient.connect(app)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def app(cluster: RayCluster, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """A name for an application, which is deleted in the end."""
+    from ray import serve
+
+    name = request.node.name
+    yield name
+    await asyncio.to_thread(serve.delete, name)
+
+
+async def read(client: RayEngineClient, request: Request) -> list[RequestOutput]:
+    async with asyncio.timeout(30):
+        return [output async for output in client.generate(request)]
+
+
+def ids_of(outputs: list[RequestOutput]) -> list[int]:
+    return [token_id for output in outputs for token_id in output.new_token_ids]
+
+
+def replica_pids(app: str) -> list[int]:
+    """Processes of an application's replicas, by the title Ray gives them."""
+    title = f"ray::ServeReplica:{app}:".encode()
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.exists() and path.read_bytes().startswith(title)
+    ]
+
+
+async def until_healthy(client: RayEngineClient, timeout_s: float = 30.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not (await client.health()).is_healthy:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_killed_replica_ends_its_requests_and_no_others(cluster: RayCluster, app: str) -> None:
+    client = await deploy(cluster, app, 2)
+    requests = [make_request(f"r{n}", (n + 1,), 150, ignore_eos=True) for n in range(8)]
+    readers = [asyncio.create_task(read(client, request)) for request in requests]
+    await asyncio.sleep(0.3)
+    os.kill(replica_pids(app)[0], signal.SIGKILL)
+    killed_s = time.monotonic()
+    await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
+    assert time.monotonic() - killed_s < 1.0
+    answers = await asyncio.gather(*readers)
+    lost = [outputs for outputs in answers if outputs[-1].finish_reason is FinishReason.ERROR]
+    assert 0 < len(lost) < len(readers)
+    for request, outputs in zip(requests, answers, strict=True):
+        whole = continuation(request)
+        ids = ids_of(outputs)
+        assert ids == whole[: len(ids)] if outputs in lost else ids == whole
+    assert (await client.health()).is_healthy
+    assert ids_of(await read(client, requests[0])) == continuation(requests[0])
+    await client.close()
+
+
+async def test_the_only_replica_dies_and_comes_back(cluster: RayCluster, app: str) -> None:
+    client = await deploy(cluster, app, 1)
+    long = asyncio.create_task(read(client, make_request("long", max_tokens=4000, ignore_eos=True)))
+    await asyncio.sleep(0.2)
+    # Held up behind a step that does not end, this one has no output yet when the replica dies.
+    stalled = asyncio.create_task(read(client, make_request("stalled", (STALL,))))
+    await asyncio.sleep(0.2)
+    os.kill(replica_pids(app)[0], signal.SIGKILL)
+    assert (await long)[-1].finish_reason is FinishReason.ERROR
+    with pytest.raises(EngineDeadError):
+        await stalled
+    assert not (await client.health()).is_healthy
+    assert await client.stats() == []
+    # A request that comes now waits for the next replica.
+    request = make_request("patient", max_tokens=20, ignore_eos=True)
+    assert ids_of(await read(client, request)) == continuation(request)
+    await until_healthy(client)
+    await client.close()
+
+
+async def test_an_engine_whose_step_fails_answers_all_and_is_replaced(cluster: RayCluster, app: str) -> None:
+    client = await deploy(cluster, app, 1)
+    long = asyncio.create_task(read(client, make_request("long", max_tokens=4000, ignore_eos=True)))
+    await asyncio.sleep(0.2)
+    poisoned = await read(client, make_request("poisoned", (POISON,)))
+    for outputs in (poisoned, await long):
+        assert outputs[-1].finish_reason is FinishReason.ERROR
+        assert "internal error" in (outputs[-1].error or "")
+    with pytest.raises(EngineDeadError):
+        await read(client, make_request("at once"))
+    assert not (await client.health()).is_healthy
+    await until_healthy(client)
+    request = make_request("later", max_tokens=20, ignore_eos=True)
+    assert ids_of(await read(client, request)) == continuation(request)
+    await client.close()
+
+
+async def test_a_dead_engine_among_healthy_ones_gets_no_requests(cluster: RayCluster, app: str) -> None:
+    client = await deploy(cluster, app, 2)
+    await read(client, make_request("poisoned", (POISON,)))
+    requests = [make_request(f"r{n}", (n + 1,), 20, ignore_eos=True) for n in range(8)]
+    answers = await asyncio.gather(*(read(client, request) for request in requests))
+    assert [ids_of(outputs) for outputs in answers] == [continuation(request) for request in requests]
+    assert (await client.health()).is_healthy
+    await client.close()
+
+
+async def test_a_stuck_engine_turns_red_and_is_replaced(cluster: RayCluster, app: str) -> None:
+    client = await deploy(cluster, app, 1)
+    stuck = asyncio.create_task(read(client, make_request("stuck", (STALL,))))
+    async with asyncio.timeout(5):
+        while (health := await client.health()).is_healthy:
+            await asyncio.sleep(0.05)
+    assert "step" in health.reason
+    (answer,) = await stuck
+    assert answer.finish_reason is FinishReason.ERROR
+    assert "step" in (answer.error or "")
+    await until_healthy(client)
+    await client.close()
+
+
+async def test_scaling_down_lets_requests_end_and_scaling_up_is_noticed(cluster: RayCluster, app: str) -> None:
+    client = await deploy(cluster, app, 2)
+    requests = [make_request(f"r{n}", (n + 1,), 200, ignore_eos=True) for n in range(4)]
+    readers = [asyncio.create_task(read(client, request)) for request in requests]
+    await asyncio.sleep(0.2)
+    smaller = await deploy(cluster, app, 1)
+    for reader, request in zip(readers, requests, strict=True):
+        assert ids_of(await reader) == continuation(request)
+    async with asyncio.timeout(10):
+        while len(replica_pids(app)) > 1:
+            await asyncio.sleep(0.1)
+    assert len(await client.stats()) == 1
+    larger = await deploy(cluster, app, 2)
+    async with asyncio.timeout(10):
+        while len(await client.stats()) < 2:
+            await asyncio.sleep(0.1)
+    for other in (client, smaller, larger):
+        await other.close()
+
+
+GATEWAY = """
+import asyncio, sys
+from service.ray_cluster import RayCluster
+
+async def main():
+    cluster = RayCluster(sys.argv[1])
+    await cluster.start()
+    from service.ray_client import RayEngineClient
+    from tests.engine.scripted import make_request
+    client = await RayEngineClient.connect(sys.argv[2])
+    async for _ in client.generate(make_request("orphan", max_tokens=4000, ignore_eos=True)):
+        print("token", flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_gateway_takes_its_requests_with_it(cluster: RayCluster, app: str) -> None:
+    import ray
+
+    client = await deploy(cluster, app, 1)
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", GATEWAY, address, app]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as gateway:
+        assert gateway.stdout is not None
+        try:
+            line = await asyncio.wait_for(asyncio.to_thread(gateway.stdout.readline), 30)
+            assert line == b"token\n"
+            assert [s.num_running for s in await client.stats()] == [1]
+        finally:
+            gateway.kill()
+    async with asyncio.timeout(2):
+        while [s.num_running for s in await client.stats()] != [0]:
+            await asyncio.sleep(0.02)
+    await client.close()
