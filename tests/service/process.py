@@ -53,6 +53,7 @@ class ServerProcess:
         except BaseException:
             self.process.kill()
             self.process.wait()
+            self._log.close()
             raise
         return self
 
