@@ -71,7 +71,10 @@ def _python(identity: Mapping[str, Any]) -> str:
             continue
         if done.returncode == 0:
             return str(candidate)
-    pytest.skip("no Python 3.11 with venv that an unprivileged user can run: install python3-venv")
+    missing = "no Python 3.11 or newer, with venv, that an unprivileged user can run: install python3-venv"
+    if os.environ.get("TESSERA_REQUIRE_SYSTEM_PYTHON"):
+        pytest.fail(missing)
+    pytest.skip(missing)
 
 
 @pytest.fixture(scope="module")
