@@ -1,7 +1,6 @@
 // The C interface that Python loads. Every function answers 0 or a pointer; an error leaves a text for mosaic_error().
 #include <algorithm>
 #include <exception>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -103,10 +102,7 @@ class Network {
     const bool wide = m.type == kFloat32;
     const int64_t depth_padded = wide ? depth : m.padded_depth();
     const int64_t bytes = m.tiles() * depth_padded * m.width * (wide ? 4 : 2);
-    packed_.emplace_back(std::make_unique<Buffer<char>>());
-    packed_.back()->reserve(bytes);
-    m.packed = static_cast<char*>(*packed_.back());
-    memset(m.packed, 0, bytes);
+    m.packed = packed_.take(bytes);
     for (int r = 0; r < rows; ++r) {
       const int64_t tile = static_cast<int64_t>(r / m.width) * depth_padded * m.width;
       const int column = r % m.width;
@@ -157,7 +153,7 @@ class Network {
   std::vector<Layer> layers_;
   std::vector<std::vector<Matrix>> banks_;
   std::vector<std::vector<float>> vectors_;
-  std::vector<std::unique_ptr<Buffer<char>>> packed_;
+  Arena packed_;
   Scratch scratch_;
 };
 

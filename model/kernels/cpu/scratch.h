@@ -3,8 +3,13 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "model.h"
 #include "threads.h"
@@ -33,6 +38,44 @@ class Buffer {
  private:
   T* data_ = nullptr;
   int64_t count_ = 0;
+};
+
+// Memory for weights: never given back before the end, zero, and in huge pages where the system has them. Reading
+// weights through pages of 4 KiB costs half of the memory's bandwidth.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (char* chunk : chunks_) std::free(chunk);
+  }
+
+  void* take(size_t bytes) {
+    bytes = (bytes + 63) / 64 * 64;
+    if (bytes > left_) {
+      const size_t size = std::max<size_t>((bytes + kPage - 1) / kPage * kPage, 16 * kPage);
+      chunks_.push_back(nullptr);
+      chunks_.back() = static_cast<char*>(std::aligned_alloc(kPage, size));
+      if (!chunks_.back()) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+      madvise(chunks_.back(), size, MADV_HUGEPAGE);
+#endif
+      memset(chunks_.back(), 0, size);
+      next_ = chunks_.back();
+      left_ = size;
+    }
+    void* taken = next_;
+    next_ += bytes;
+    left_ -= bytes;
+    return taken;
+  }
+
+ private:
+  static constexpr size_t kPage = size_t{2} << 20;
+  std::vector<char*> chunks_;
+  char* next_ = nullptr;
+  size_t left_ = 0;
 };
 
 // What one thread needs to read memories.
