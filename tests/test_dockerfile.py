@@ -187,6 +187,7 @@ def _serve(sandbox: Sandbox) -> None:
             f"http://127.0.0.1:{port}/v1/completions", json={"prompt": "Once", "max_tokens": 4}, timeout=60
         )
         assert answer.status_code == 200
+        assert "<html" in httpx.get(f"http://127.0.0.1:{port}/", timeout=60).text
         server.send_signal(signal.Signals[FINAL.last("STOPSIGNAL").text])
         assert server.wait(timeout=30) == 0
         deadline = time.monotonic() + 10
