@@ -36,7 +36,9 @@ class CachedStep:
 
     def commit(self) -> None:
         """Writes the state after the last token of every sequence into the cache."""
-        vectors = torch.stack([torch.stack(layers) for layers in self.new_state], dim=2)
+        # Blocks without persistent memory leave its average as it was.
+        pairs = zip(self.new_state, self.state, strict=True)
+        vectors = torch.stack([torch.stack(new) if new else old for new, old in pairs], dim=2)
         self.cache.state[:, self.slots] = vectors.flatten(-2).to(self.cache.state.dtype)
 
 
