@@ -12,6 +12,7 @@ from model.cache import MemoryCache
 from model.checkpoint import load_model
 from model.config import MosaicConfig
 from model.kernels.choice import choose_path, make_kernel, multiplies_bfloat16
+from model.kernels.kernel import TorchKernel
 from service.config import EngineConfig
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_manager import BlockManager
@@ -30,12 +31,13 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     """
     started_s = time.monotonic()
     num_threads = config.num_threads or len(os.sched_getaffinity(0))
-    torch.set_num_threads(num_threads)
     dtype, memory_dtype = resolve_dtypes(config)
     model = load_model(Path(config.model_dir), device=config.device, dtype=dtype)
     state_dtype = torch.float64 if dtype is torch.float64 else torch.float32
     memory = plan_memory(config, model.config, memory_dtype, state_dtype)
     kernel = make_kernel(model, kernel_path_of(config, model.config), num_threads=num_threads)
+    # Beside kernels with threads of their own torch only samples: its threads, spinning, would take their cores.
+    torch.set_num_threads(num_threads if isinstance(kernel, TorchKernel) else 1)
     cache = MemoryCache(
         model.config,
         num_blocks=memory.num_blocks,

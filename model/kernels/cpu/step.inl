@@ -1,4 +1,4 @@
-// One engine step through the whole network: every thread of the team walks the same phases and shares the pieces.
+// One engine step through the whole network, phase after phase; the team shares the pieces of each.
 
 namespace mosaic {
 namespace MOSAIC_ISA {
@@ -52,14 +52,13 @@ static void layer_norm(const float* x, int n, const Norm& norm, float* y) {
 static void norm_rows(const Walk& w, const Norm& norm) {
   const int n = w.model.n_embd;
   Scratch& s = w.scratch;
-  for (int64_t row; (row = w.team.take()) < w.step.num_tokens;) {
+  w.team.share(w.step.num_tokens, [&](int64_t row) {
     float* x = s.stream + row * n;
     float* y = s.normed + row * s.stride;
     layer_norm(x, n, norm, y);
     if (!w.model.pre_norm) __builtin_memcpy(x, y, n * sizeof(float));
     write_operand(w.model, y, n, y, s.rounded + row * s.stride);
-  }
-  w.team.meet();
+  });
 }
 
 MOSAIC_INLINE Operand operand(const Walk& w) {
@@ -71,12 +70,11 @@ MOSAIC_INLINE Operand operand(const Walk& w) {
 static void product(const Walk& w, const Matrix& matrix, const Operand& x, int64_t rows, float* out, int64_t stride,
                     Store mode, float scale = 1.0f) {
   const int64_t chunks = (rows + kRowChunk - 1) / kRowChunk;
-  for (int64_t piece; (piece = w.team.take()) < matrix.tiles() * chunks;) {
+  w.team.share(matrix.tiles() * chunks, [&](int64_t piece) {
     const int64_t begin = piece % chunks * kRowChunk;
     const int64_t end = begin + kRowChunk < rows ? begin + kRowChunk : rows;
     multiply_tile(matrix, (int)(piece / chunks), x, begin, end, out, stride, mode, scale);
-  }
-  w.team.meet();
+  });
 }
 
 // Phase: appends the completed pairs and reads, one head of one sequence a piece.
@@ -85,7 +83,7 @@ static void contextual(const Walk& w, const Layer& layer, int l) {
   const Cache& c = w.cache;
   Scratch& s = w.scratch;
   const int dim = m.head_dim;
-  for (int64_t piece; (piece = w.team.take()) < (int64_t)w.step.num_sequences * m.n_head;) {
+  w.team.share((int64_t)w.step.num_sequences * m.n_head, [&](int64_t piece) {
     const int64_t seq = piece / m.n_head;
     const int head = (int)(piece % m.n_head);
     const int count = w.step.num_new[seq];
@@ -120,17 +118,16 @@ static void contextual(const Walk& w, const Layer& layer, int l) {
     read(pairs, queries, s.projected_stride, computed, count, p.pair_logits, p.pair_stride, out, s.stride);
     for (int t = 0; t < count; ++t)
       for (int d = 0; d < dim; ++d) out[t * s.stride + d] *= layer.value_scale[head];
-  }
-  w.team.meet();
+  });
 }
 
 // Phase: rounds what the memories gave into operands.
 static void round_rows(const Walk& w) {
   if (!rounds(w.model)) return;
   Scratch& s = w.scratch;
-  for (int64_t row; (row = w.team.take()) < w.step.num_tokens;)
+  w.team.share(w.step.num_tokens, [&](int64_t row) {
     write_operand(w.model, s.normed + row * s.stride, w.model.n_embd, nullptr, s.rounded + row * s.stride);
-  w.team.meet();
+  });
 }
 
 // Phase: the persistent memory's queries, one head of one sequence a piece.
@@ -139,7 +136,7 @@ static void persistent_queries(const Walk& w, const Layer& layer, int l) {
   const Cache& c = w.cache;
   Scratch& s = w.scratch;
   const int dim = m.head_dim;
-  for (int64_t piece; (piece = w.team.take()) < (int64_t)w.step.num_sequences * m.n_head;) {
+  w.team.share((int64_t)w.step.num_sequences * m.n_head, [&](int64_t piece) {
     const int64_t seq = piece / m.n_head;
     const int head = (int)(piece % m.n_head);
     float* average =
@@ -157,8 +154,7 @@ static void persistent_queries(const Walk& w, const Layer& layer, int l) {
       const int64_t at = row * s.query_stride + head * s.query_dim;
       write_operand(m, key, dim, s.query + at, s.query_rounded + at);
     }
-  }
-  w.team.meet();
+  });
 }
 
 // Softmax weights of one row of logits, not yet divided by their sum, as operands; returns the sum.
@@ -198,7 +194,7 @@ static void persistent_read(const Walk& w, const Layer& layer) {
   Scratch& s = w.scratch;
   const int dim = m.head_dim, size = m.pmem_size;
   const int64_t rows = w.step.num_tokens, chunks = (rows + kReadChunk - 1) / kReadChunk;
-  for (int64_t piece; (piece = w.team.take()) < m.n_head * chunks;) {
+  w.team.share(m.n_head * chunks, [&](int64_t piece) {
     const int head = (int)(piece / chunks);
     const int64_t begin = piece % chunks * kReadChunk;
     const int64_t count = rows - begin < kReadChunk ? rows - begin : kReadChunk;
@@ -225,36 +221,32 @@ static void persistent_read(const Walk& w, const Layer& layer) {
           out[r * s.stride + d] = bank == 0 ? y : out[r * s.stride + d] + y;
         }
     }
-  }
-  w.team.meet();
+  });
 }
 
 static void embed(const Walk& w) {
   const Model& m = w.model;
-  for (int64_t row; (row = w.team.take()) < w.step.num_tokens;) {
+  w.team.share(w.step.num_tokens, [&](int64_t row) {
     const int64_t from = w.step.token_ids[row] * m.n_embd;
     float* x = w.scratch.stream + row * m.n_embd;
     for (int i = 0; i < m.n_embd; ++i) x[i] = element(m.embedding, from + i, m.embedding_type);
-  }
-  w.team.meet();
+  });
 }
 
 static void logits(const Walk& w) {
   const Model& m = w.model;
   Scratch& s = w.scratch;
-  for (int64_t i; (i = w.team.take()) < w.step.num_logit_rows;) {
+  w.team.share(w.step.num_logit_rows, [&](int64_t i) {
     float* y = s.normed + i * s.stride;
     layer_norm(s.stream + (int64_t)w.step.logit_rows[i] * m.n_embd, m.n_embd, m.norm, y);
     write_operand(m, y, m.n_embd, y, s.rounded + i * s.stride);
-  }
-  w.team.meet();
+  });
   product(w, m.head, operand(w), w.step.num_logit_rows, w.step.logits, m.vocab_size, kWrite, m.logit_scale);
 }
 
-static void walk(void* context) {
-  const Walk& w = *(const Walk*)context;
-  const Model& m = w.model;
-  Scratch& s = w.scratch;
+void run_step(const Model& m, const Cache& cache, const Step& step, Scratch& s, Team& team) {
+  const Walk w = {m, cache, step, s, team};
+  team.begin();
   embed(w);
   for (int l = 0; l < m.n_layer; ++l) {
     const Layer& layer = m.layers[l];
@@ -272,11 +264,6 @@ static void walk(void* context) {
     product(w, layer.persistent_output, operand(w), w.step.num_tokens, s.stream, m.n_embd, kAdd);
   }
   logits(w);
-}
-
-void run_step(const Model& model, const Cache& cache, const Step& step, Scratch& scratch, Team& team) {
-  Walk w = {model, cache, step, scratch, team};
-  team.run(walk, &w);
 }
 
 }  // namespace MOSAIC_ISA

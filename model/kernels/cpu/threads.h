@@ -1,88 +1,117 @@
-// A few threads that walk through a step together: every phase's work is shared out piece by piece, then all meet.
+// A few threads that share out the pieces of one phase of work after another.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <mutex>
 #include <thread>
 #include <vector>
 
 namespace mosaic {
 
-// Which thread does a piece of work never changes what the piece computes, so results do not depend on timing.
+// The caller's thread leads: it names each phase, works on it like the others, and goes on as soon as every piece is
+// done. Helpers that the system keeps from running are not waited for unless they hold a piece, so a busy machine slows
+// the team down by what it takes and no more. Which thread does a piece never changes what the piece computes.
 class Team {
  public:
   explicit Team(int size) : size_(size) {
     for (int i = 1; i < size; ++i) {
-      workers_.emplace_back([this, i] {
+      helpers_.emplace_back([this, i] {
         index_ = i;
-        work();
+        help();
       });
     }
   }
 
   ~Team() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stop_ = true;
-      ++generation_;
-    }
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
+    stop_.store(true, std::memory_order_relaxed);
+    begin();
+    for (auto& helper : helpers_) helper.join();
   }
 
   int size() const { return size_; }
 
-  // Which of the team's threads this is; 0 is the one that calls run().
+  // Which of the team's threads this is; 0 is the leader.
   static int index() { return index_; }
 
-  // Runs job(context) on every thread of the team, this one included, and returns when all have ended.
-  void run(void (*job)(void*), void* context) {
-    next_.store(0, std::memory_order_relaxed);
-    if (size_ == 1) {
-      job(context);
-      return;
-    }
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      job_ = job;
-      context_ = context;
-      ++generation_;
-    }
-    wake_.notify_all();
-    job(context);
-    meet();
+  // Wakes the helpers: work is about to come.
+  void begin() {
+    if (size_ == 1) return;
+    gate_.fetch_add(1, std::memory_order_release);
+    gate_.notify_all();
   }
 
-  // Waits until every thread of the team is here, then resets the counter of pieces.
-  void meet() {
-    if (size_ == 1) {
-      next_.store(0, std::memory_order_relaxed);
+  // Calls work(i) once for every i below `pieces`, on any thread of the team, and returns when all are done.
+  template <typename Work>
+  void share(int64_t pieces, const Work& work) {
+    if (size_ == 1 || pieces == 1) {
+      for (int64_t i = 0; i < pieces; ++i) work(i);
       return;
     }
-    const uint32_t phase = phase_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      next_.store(0, std::memory_order_relaxed);
-      phase_.fetch_add(1, std::memory_order_release);
-      phase_.notify_all();
-      return;
+    const auto call = [](const void* context, int64_t i) { (*static_cast<const Work*>(context))(i); };
+    for (int64_t first = 0; first < pieces; first += kMaxPieces) {
+      const Offset<Work> rest{work, first};
+      if (first == 0 && pieces <= kMaxPieces) run(pieces, call, &work);
+      else run(pieces - first < kMaxPieces ? pieces - first : kMaxPieces, Offset<Work>::call, &rest);
     }
-    // A short spin covers the usual wait. Longer, and another process needs this core more than we do.
-    for (int i = 0; i < kSpins; ++i) {
-      if (phase_.load(std::memory_order_acquire) != phase) return;
-      relax();
-    }
-    phase_.wait(phase, std::memory_order_acquire);
   }
-
-  // The next piece of the current phase; counts on past the last one.
-  int64_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
 
  private:
-  static constexpr int kSpins = 3000;
-  static inline thread_local int index_ = 0;
+  using Call = void (*)(const void*, int64_t);
+
+  template <typename Work>
+  struct Offset {
+    const Work& work;
+    int64_t first;
+    static void call(const void* self, int64_t i) {
+      const auto& offset = *static_cast<const Offset*>(self);
+      offset.work(offset.first + i);
+    }
+  };
+
+  // A ticket: which phase, how many pieces it has, which is next. In one word, so that whoever takes a number learns
+  // from the same word whether it is worth anything; only then may the phase's call and context be looked at.
+  static constexpr int kBits = 20;
+  static constexpr int64_t kMaxPieces = (int64_t{1} << kBits) - 4096;  // each thread may overshoot by one
+  static constexpr uint64_t kMask = (uint64_t{1} << kBits) - 1;
+  static constexpr int kSpins = 2000;
+
+  void run(int64_t pieces, Call call, const void* context) {
+    call_ = call;
+    context_ = context;
+    done_.store(0, std::memory_order_relaxed);
+    ticket_.store(++phase_ << (2 * kBits) | static_cast<uint64_t>(pieces) << kBits, std::memory_order_release);
+    while (work_once()) {
+    }
+    for (int spins = 0; done_.load(std::memory_order_acquire) != pieces; ++spins) {
+      // A helper holds the last piece. If it does not run, it may be waiting for this very core.
+      if (spins < kSpins) relax();
+      else std::this_thread::yield();
+    }
+  }
+
+  // Takes and does one piece of the current phase, if there is one left.
+  bool work_once() {
+    const uint64_t seen = ticket_.load(std::memory_order_acquire);
+    if ((seen & kMask) >= (seen >> kBits & kMask)) return false;
+    const uint64_t mine = ticket_.fetch_add(1, std::memory_order_acquire);
+    if ((mine & kMask) >= (mine >> kBits & kMask)) return false;
+    call_(context_, static_cast<int64_t>(mine & kMask));
+    done_.fetch_add(1, std::memory_order_release);
+    return true;
+  }
+
+  void help() {
+    uint32_t opened = 0;
+    for (;;) {
+      gate_.wait(opened, std::memory_order_acquire);
+      opened = gate_.load(std::memory_order_acquire);
+      if (stop_.load(std::memory_order_relaxed)) return;
+      for (int spins = 0; spins < kSpins; ++spins) {
+        if (work_once()) spins = 0;
+        else relax();
+      }
+    }
+  }
 
   static void relax() {
 #if defined(__x86_64__)
@@ -90,31 +119,17 @@ class Team {
 #endif
   }
 
-  void work() {
-    uint64_t seen = 0;
-    for (;;) {
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return generation_ != seen; });
-        seen = generation_;
-        if (stop_) return;
-      }
-      job_(context_);
-      meet();
-    }
-  }
+  static inline thread_local int index_ = 0;
 
   const int size_;
-  std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  uint64_t generation_ = 0;
-  bool stop_ = false;
-  void (*job_)(void*) = nullptr;
-  void* context_ = nullptr;
-  alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> phase_{0};
+  std::vector<std::thread> helpers_;
+  uint64_t phase_ = 0;
+  Call call_ = nullptr;
+  const void* context_ = nullptr;
+  std::atomic<bool> stop_{false};
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<int64_t> done_{0};
+  alignas(64) std::atomic<uint32_t> gate_{0};
 };
 
 }  // namespace mosaic
