@@ -49,9 +49,9 @@ def load_engine(config: EngineConfig, replica: str) -> ServedEngine:
     """The engine of this project. Its thread count is set before torch reads the one Ray has chosen."""
     num_threads = config.num_threads or len(os.sched_getaffinity(0))
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
-    from service.engine import loader
+    from service.startup import start_engine
 
-    return loader.load_engine(config, replica=replica)
+    return start_engine(config, replica=replica)
 
 
 class _Gateway:

@@ -12,14 +12,18 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
-from service.errors import EngineStartError
+from service import errors
+from service.errors import CommandError, EngineStartError, UsageError
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -33,7 +37,7 @@ _LOCK = "lock"
 _MAX_DIR_CHARS = 40
 _OBJECT_STORE_BYTES = 100 * 2**20
 _POLL_S = 0.1
-_STOP_TIMEOUT_S = 8.0
+_STOP_TIMEOUT_S = 6.0
 
 _SERVE_ENV = {
     # Signals are this process's own: Ray's handler would print a stack and abort on SIGTERM.
@@ -65,7 +69,7 @@ class RayCluster:
     def __init__(self, address: str | None = None, *, num_cpus: int = 2) -> None:
         self._address = address
         self._num_cpus = num_cpus
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ray")
+        self._worker = _Worker()
         self._run_dir: _RunDir | None = None
         self._app_name: str | None = None
 
@@ -78,9 +82,14 @@ class RayCluster:
         else:
             os.environ |= _SERVE_ENV
         try:
-            await self._call(self._start)
+            await self._worker.call(self._start)
         except Exception as error:
             raise EngineStartError(f"Ray did not start: {_last_line(str(error))}") from error
+
+    async def require_gpus(self, num_gpus: float) -> None:
+        """Raises UsageError where a private Ray has fewer: a replica would wait for them for ever."""
+        if self._run_dir is not None and num_gpus > (found := await self._worker.call(_count_gpus)):
+            raise UsageError(f"--num-gpus: the replicas need {num_gpus:g} GPUs, but Ray finds {found:g} here")
 
     async def deploy(self, build: Callable[[], Application], name: str) -> None:
         """Runs the application that `build` returns and waits until it is ready. Raises EngineStartError.
@@ -88,23 +97,26 @@ class RayCluster:
         `build` runs when Ray has been imported, and in Ray's thread.
         """
         self._app_name = name
-        await self._call(lambda: _run(build(), name))
-        while not await self._call(lambda: _is_ready(name)):  # noqa: ASYNC110 - Ray offers no event to wait for
+        await self._worker.call(lambda: _run(build(), name))
+        while not await self._worker.call(lambda: _is_ready(name)):  # noqa: ASYNC110 - Ray offers no event to wait for
             await asyncio.sleep(_POLL_S)
 
-    async def stop(self) -> None:
-        """Ends what `start` and `deploy` began: with a private Ray, every process and file of it."""
+    async def stop(self) -> bool:
+        """Ends what `start` and `deploy` began: with a private Ray, every process and file of it.
+
+        False where that took too long and they were killed. This process's own part of Ray is then still at work, and
+        the process should end at once.
+        """
         try:
             async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await self._call(self._stop)
+                await self._worker.call(self._stop)
+            is_stopped = True
         except TimeoutError:
-            logger.warning("Ray did not stop within %.0f s; it ends with this process", _STOP_TIMEOUT_S)
-        self._thread.shutdown(wait=False)
+            is_stopped = False
+        self._worker.end()
         if self._run_dir is not None:
             await asyncio.to_thread(self._run_dir.remove)
-
-    async def _call(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        return is_stopped
 
     def _start(self) -> None:
         import ray
@@ -154,8 +166,23 @@ def _is_ready(name: str) -> bool:
         return False
     if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
         reasons = [deployment.message for deployment in app.deployments.values() if deployment.message]
-        raise EngineStartError(f"the engine did not start: {_last_line(reasons[0] if reasons else app.message)}")
+        raise _start_error(_last_line(reasons[0] if reasons else app.message))
     return bool(app.status == "RUNNING")
+
+
+def _count_gpus() -> float:
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+
+
+def _start_error(line: str) -> CommandError:
+    """The error a replica ended with, from the last line of its traceback."""
+    name, _, message = line.removeprefix(f"{errors.__name__}.").partition(": ")
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, CommandError):
+        return kind(message)
+    return EngineStartError(f"the engine did not start: {line}")
 
 
 def _last_line(text: str) -> str:
@@ -186,12 +213,8 @@ class _RunDir:
         return {"RAY_TMPDIR": str(self.path), "RAY_AUTH_TOKEN_PATH": str(self._token)}
 
     def remove(self) -> None:
-        """Deletes the directory; Ray's processes may still be writing their last lines into it."""
-        for _ in range(20):
-            shutil.rmtree(self.path, ignore_errors=True)
-            if not self.path.exists():
-                break
-            time.sleep(0.1)
+        """Ends every process that still belongs to the directory and deletes it."""
+        _clear(self.path)
         os.close(self._lock)
 
 
@@ -203,6 +226,60 @@ def _remove_abandoned(base: Path) -> None:
             lock = os.open(path / _LOCK, os.O_RDWR)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
+                _clear(path)
             finally:
                 os.close(lock)
+
+
+def _clear(path: Path) -> None:
+    """Kills the processes that have files of the directory open, and deletes it."""
+    for process in Path("/proc").glob("[0-9]*"):
+        pid = int(process.name)
+        if pid != os.getpid() and _has_open(process, str(path)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    # A process that is just dying may still write a last line.
+    for _ in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.05)
+
+
+def _has_open(process: Path, prefix: str) -> bool:
+    # Processes of others and those that have just ended cannot be looked into.
+    with contextlib.suppress(OSError):
+        for file in (process / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if str(file.readlink()).startswith(prefix):
+                    return True
+    return False
+
+
+class _Worker:
+    """A thread that makes one call after the other. Unlike an executor's, it keeps no process from ending."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        Thread(target=self._run, name="ray", daemon=True).start()
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """The result of `function`, or what it raised. A caller that is cancelled does not stop it."""
+        future: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._calls.put(call)
+        return await asyncio.shield(asyncio.wrap_future(future))
+
+    def end(self) -> None:
+        """Lets the thread end after the calls that were made."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        for call in iter(self._calls.get, None):
+            call()

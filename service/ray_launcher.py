@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from service.config import EngineConfig
 from service.engine.errors import EngineError
-from service.errors import EngineStartError
+from service.errors import EngineStartError, ExitCode
 from service.gateway.client import EngineClient
 from service.launcher import bind, run_loop, serve_client
 from service.logs import configure_logging
@@ -43,6 +44,8 @@ def serve_ray(settings: ServeSettings, progress: Progress) -> None:
     config = _engine_config(settings)
     require_model(settings.model)
     with bind(settings) as sock:
+        # Ray's imports silence this remark about an extra of theirs, but not while another thread imports.
+        warnings.filterwarnings("ignore", message="SOCKS support")
         # The gateway's imports fill the time in which Ray's processes start.
         threading.Thread(target=import_module, args=("service.gateway.app",), daemon=True).start()
         try:
@@ -63,17 +66,22 @@ def _engine_config(settings: ServeSettings) -> EngineConfig:
 async def _serve(settings: ServeSettings, config: EngineConfig, sock: socket.socket, progress: Progress) -> None:
     # One CPU more than replicas, for the process that Serve is controlled by: Ray starts a worker for each at once.
     cluster = RayCluster(settings.ray_address, num_cpus=settings.replicas + 1)
+    code = ExitCode.INTERRUPTED
     try:
         with _cancelled_by_signals():
             with progress.step("Starting Ray" if settings.ray_address is None else "Joining Ray"):
                 await cluster.start()
+                await cluster.require_gpus(settings.replicas * settings.num_gpus)
             with progress.step(f"Loading {settings.model_name}"):
                 await cluster.deploy(lambda: _application(settings, config), APP_NAME)
                 client = await _connect()
             await serve_client(settings, client, sock, progress)
+            code = ExitCode.OK
     finally:
         with _signals_ignored():
-            await cluster.stop()
+            is_stopped = await cluster.stop()
+        if not is_stopped:
+            os._exit(code)
 
 
 def _application(settings: ServeSettings, config: EngineConfig) -> Application:

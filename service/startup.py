@@ -29,13 +29,13 @@ def require_model(directory: Path) -> None:
             )
 
 
-def start_engine(config: EngineConfig) -> AsyncEngine:
+def start_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     """`load_engine`, with its failures explained. Raises CommandError."""
     from service.engine.loader import load_engine
 
     with explained():
         require_device(config.device)
-        return load_engine(config)
+        return load_engine(config, replica=replica)
 
 
 @contextmanager
