@@ -144,6 +144,7 @@ class SimpleMemory:
         device: str | torch.device = "cpu",
         memory_dtype: torch.dtype = torch.float32,
         state_dtype: torch.dtype = torch.float32,
+        keys_by_dimension: bool = False,
     ) -> None:
         blocks_each = max(1, -(-(max_tokens - 1) // block_size))
         self.cache = MemoryCache(
@@ -154,6 +155,7 @@ class SimpleMemory:
             device=device,
             memory_dtype=memory_dtype,
             state_dtype=state_dtype,
+            keys_by_dimension=keys_by_dimension,
         )
         self.num_tokens = [0] * num_sequences
         blocks = torch.arange(num_sequences * blocks_each, device=self.cache.device)

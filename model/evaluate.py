@@ -9,6 +9,7 @@ token is predicted once, from those before it in its window. By default through 
 import argparse
 import lzma
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,12 @@ from torch import Tensor
 
 from model.cache import SimpleMemory
 from model.checkpoint import load_model
+from model.kernels.choice import KERNELS, choose_path, make_kernel
+from model.kernels.kernel import Kernel
 from model.mosaic_v1 import MemoryMosaic
 from model.tokenizer import END_OF_TEXT, Tokenizer
 
+BLOCK_SIZE = 32
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,30 +38,32 @@ class Subject:
     """A model and the form in which it is run."""
 
     model: MemoryMosaic
-    memory_dtype: torch.dtype | None
-    """Type of the pairs in the memory cache; None runs the parallel form, which has no cache."""
+    memory_dtype: torch.dtype = torch.float32
+    """Type of the pairs in the memory cache."""
+    kernel: Kernel | None = None
+    """What serves the model; None runs the parallel form, which has no memory cache."""
     chunk: int = 128
-    """Tokens of a window that one call absorbs."""
+    """Tokens of a window that one step absorbs."""
 
     @torch.inference_mode()
     def logits(self, token_ids: Tensor) -> Iterator[Tensor]:
         """[windows, time] -> logits [windows, chunk, vocab], chunk after chunk."""
-        if self.memory_dtype is None:
+        if self.kernel is None:
             yield self.model(token_ids)
             return
         windows, time = token_ids.shape
-        precise = torch.float64 if self.model.dtype == torch.float64 else torch.float32
         memory = SimpleMemory(
             self.model.config,
             windows,
             time,
+            block_size=BLOCK_SIZE,
             memory_dtype=self.memory_dtype,
-            state_dtype=precise,
-            device=token_ids.device,
+            state_dtype=torch.float64 if self.model.dtype is torch.float64 else torch.float32,
+            keys_by_dimension=self.kernel.keys_by_dimension,
         )
         for part in torch.split(token_ids, self.chunk, dim=1):
             batch = memory.extend([part.shape[1]] * windows)
-            yield self.model(part.flatten(), batch, all_logits=True).unflatten(0, part.shape)
+            yield self.kernel.step(part.flatten(), batch, all_logits=True).view(*part.shape, -1)
 
 
 @dataclass
@@ -135,13 +141,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--window", type=_count, help="tokens per window (default: the trained context)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights (default: %(default)s)")
     parser.add_argument(
-        "--memory-dtype", choices=DTYPES, default="float32", help="type of the stored pairs (default: %(default)s)"
+        "--memory-dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="type of the stored pairs; auto: float16 beside 16-bit weights, else the weights' (default: %(default)s)",
     )
     parser.add_argument(
-        "--baseline", choices=DTYPES, help="compare with the model whose weights and pairs are of this type"
+        "--baseline", choices=DTYPES, help="compare with the model in this type throughout, run by plain torch"
     )
+    parser.add_argument("--kernel", choices=KERNELS, default="auto", help="what runs the model (default: %(default)s)")
     parser.add_argument("--parallel", action="store_true", help="run windows in one pass, without the memory cache")
-    parser.add_argument("--chunk", type=_count, default=128, help="tokens absorbed per call (default: %(default)s)")
+    parser.add_argument("--chunk", type=_count, default=128, help="tokens absorbed per step (default: %(default)s)")
     parser.add_argument("--batch", type=_count, default=16, help="windows side by side (default: %(default)s)")
     parser.add_argument("--max-windows", type=_count, help="stop after so many windows")
     return parser
@@ -153,16 +163,15 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _run(options: argparse.Namespace, progress: Progress) -> tuple[Score, int]:
-    """The score, and the bytes of text that were predicted."""
+def _run(options: argparse.Namespace, progress: Progress) -> Table:
     tokenizer = Tokenizer.load(options.model_dir)
     if tokenizer is None:
         raise ValueError(f"{options.model_dir}: has no tokenizer.json, so it cannot read text")
     token_ids = read_text(options.text, tokenizer)
     if len(token_ids) < 2:
         raise ValueError(f"{options.text}: no text to predict")
-    tested = _subject(options, options.dtype, options.memory_dtype)
-    baseline = _subject(options, options.baseline, options.baseline) if options.baseline else None
+    tested = _subject(options, options.dtype, options.memory_dtype, options.kernel)
+    baseline = _subject(options, options.baseline, options.baseline, "torch") if options.baseline else None
     window = options.window or tested.model.config.block_size
     if options.max_windows:
         token_ids = token_ids[: options.max_windows * window + 1]
@@ -170,29 +179,41 @@ def _run(options: argparse.Namespace, progress: Progress) -> tuple[Score, int]:
     batches = list(window_batches(token_ids, window, options.batch))
     for inputs, targets in progress.track(batches, description="Evaluating"):
         evaluate(tested, inputs, targets, baseline, score)
-    return score, len(tokenizer.bytes_of(token_ids[1:]))
+    return _report(tested, baseline, score, len(tokenizer.bytes_of(token_ids[1:])))
 
 
-def _subject(options: argparse.Namespace, dtype: str, memory_dtype: str) -> Subject:
+def _subject(options: argparse.Namespace, dtype: str, memory_dtype: str, kernel: str) -> Subject:
     model = load_model(options.model_dir, dtype=DTYPES[dtype])
-    return Subject(model, None if options.parallel else DTYPES[memory_dtype], options.chunk)
+    if options.parallel:
+        return Subject(model)
+    path = choose_path(model.config, kernel, device="cpu", dtype=model.dtype, block_size=BLOCK_SIZE)
+    serving = make_kernel(model, path, num_threads=len(os.sched_getaffinity(0)))
+    if memory_dtype == "auto":
+        memory_dtype = "float16" if model.dtype.itemsize == 2 else dtype
+    return Subject(model, DTYPES[memory_dtype], serving, options.chunk)
 
 
-def _report(options: argparse.Namespace, score: Score, num_bytes: int) -> Table:
-    table = Table("weights", "pairs", "tokens", "nats/token", "bits/byte", "change", "mean KL", box=None)
+def _report(tested: Subject, baseline: Subject | None, score: Score, num_bytes: int) -> Table:
+    table = Table("weights", "pairs", "kernel", "tokens", "nats/token", "bits/byte", "change", "mean KL")
+    table.box, table.padding, table.pad_edge = None, (0, 1, 0, 0), False
 
-    def add(dtype: str, memory_dtype: str, nats: float, *comparison: str) -> None:
-        pairs = "(one pass)" if options.parallel else memory_dtype
+    def add(subject: Subject, nats: float, *comparison: str) -> None:
+        form = (_name(subject.memory_dtype), subject.kernel.path) if subject.kernel else ("", "one pass")
         losses = f"{nats / score.num_tokens:.4f}", f"{nats / math.log(2) / num_bytes:.4f}"
-        table.add_row(dtype, pairs, str(score.num_tokens), *losses, *comparison)
+        table.add_row(_name(subject.model.dtype), *form, str(score.num_tokens), *losses, *comparison)
 
-    if options.baseline:
-        add(options.baseline, options.baseline, score.baseline_nats)
-        comparison = f"{score.nats / score.baseline_nats - 1:+.4%}", f"{score.divergence / score.num_tokens:.3g}"
-        add(options.dtype, options.memory_dtype, score.nats, *comparison)
-    else:
-        add(options.dtype, options.memory_dtype, score.nats)
+    if baseline is None:
+        add(tested, score.nats)
+        return table
+    add(baseline, score.baseline_nats)
+    add(
+        tested, score.nats, f"{score.nats / score.baseline_nats - 1:+.4%}", f"{score.divergence / score.num_tokens:.2e}"
+    )
     return table
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -201,13 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     try:
         with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-            score, num_bytes = _run(options, progress)
+            table = _run(options, progress)
     except (ValueError, OSError) as error:
         errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         return 130
-    Console().print(_report(options, score, num_bytes))
+    Console().print(table)
     return 0
 
 

@@ -11,6 +11,8 @@ from model.checkpoint import load_model
 from model.convert import convert_checkpoint
 from model.evaluate import Score, Subject, evaluate, main, read_text, window_batches
 from model.gpt2_tokenizer import byte_level_bpe_json
+from model.kernels.cpu_library import kernel_path
+from model.kernels.kernel import TorchKernel
 from model.tokenizer import Tokenizer
 from tests.model.published_checkpoints import library_checkpoint, published_logits
 from tests.model.small_bpe import ranks
@@ -66,11 +68,12 @@ def test_every_token_but_the_first_is_predicted_once(window: int, batch: int) ->
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-@pytest.mark.parametrize("memory_dtype", [torch.float64, None])
+@pytest.mark.parametrize("is_cached", [True, False])
 def test_loss_is_the_definitions_in_any_chunks(
-    model_dir: Path, token_ids: list[int], memory_dtype: torch.dtype | None, chunk: int
+    model_dir: Path, token_ids: list[int], is_cached: bool, chunk: int
 ) -> None:
-    subject = Subject(load_model(model_dir / "model", dtype=torch.float64), memory_dtype, chunk)
+    model = load_model(model_dir / "model", dtype=torch.float64)
+    subject = Subject(model, torch.float64, TorchKernel(model) if is_cached else None, chunk)
     score = Score()
     for inputs, targets in window_batches(token_ids, 8, 2):
         evaluate(subject, inputs, targets, None, score)
@@ -83,7 +86,8 @@ def test_divergence_is_zero_from_oneself_and_positive_from_another(model_dir: Pa
     for memory_dtype, is_same in ((torch.float32, True), (torch.bfloat16, False)):
         score = Score()
         for inputs, targets in window_batches(token_ids, 8, 2):
-            evaluate(Subject(model, memory_dtype), inputs, targets, Subject(model, torch.float32), score)
+            tested = Subject(model, memory_dtype, TorchKernel(model))
+            evaluate(tested, inputs, targets, Subject(model, torch.float32, TorchKernel(model)), score)
         assert score.baseline_nats == pytest.approx(expected_nats(token_ids, 8), rel=1e-5)
         assert (abs(score.divergence) < 1e-5) == is_same
         assert (score.nats == score.baseline_nats) == is_same
@@ -99,24 +103,24 @@ def test_divergence_is_kullback_leiblers() -> None:
 
 def test_command_line(model_dir: Path, token_ids: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     command = [str(model_dir / "model"), "--text", str(model_dir / "valid.txt.xz"), "--window", "8"]
-    assert main([*command, "--dtype", "float64", "--memory-dtype", "float64"]) == 0
+    assert main([*command, "--dtype", "float64", "--kernel", "torch"]) == 0
     row = capsys.readouterr().out.splitlines()[-1].split()
     nats = expected_nats(token_ids, 8)
     num_bytes = sum(len(document.encode()) for document in DOCUMENTS)
     num_bytes -= len(Tokenizer((model_dir / "small.json").read_text()).token_bytes(token_ids[0]))
     assert row == [
-        "float64", "float64", str(len(token_ids) - 1), f"{nats / (len(token_ids) - 1):.4f}",
+        "float64", "float64", "torch-cpu", str(len(token_ids) - 1), f"{nats / (len(token_ids) - 1):.4f}",
         f"{nats / math.log(2) / num_bytes:.4f}",
     ]  # fmt: skip
 
 
 def test_command_line_compares_with_a_baseline(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [str(model_dir / "model"), "--text", str(model_dir / "valid.txt"), "--max-windows", "1"]
-    assert main([*command, "--dtype", "bfloat16", "--memory-dtype", "float16", "--baseline", "float32"]) == 0
+    assert main([*command, "--dtype", "bfloat16", "--baseline", "float32"]) == 0
     header, baseline, tested = capsys.readouterr().out.splitlines()
     assert "mean KL" in header
-    assert baseline.split()[:3] == ["float32", "float32", "16"]
-    assert tested.split()[:3] == ["bfloat16", "float16", "16"]
+    assert baseline.split()[:4] == ["float32", "float32", "torch-cpu", "16"]
+    assert tested.split()[:4] == ["bfloat16", "float16", kernel_path() or "torch-cpu", "16"]
     assert "%" in tested
 
 
