@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -73,7 +74,7 @@ def _runtime_facts(config: EngineConfig, model: MosaicConfig) -> dict[str, Any]:
     return {
         "device": config.device,
         "kernel_path": kernel_path_of(config, model),
-        "threads": config.num_threads or torch.get_num_threads(),
+        "threads": config.num_threads or len(os.sched_getaffinity(0)),
         "tessera": package_version(),
         "torch": torch.__version__,
         "ray": version("ray"),

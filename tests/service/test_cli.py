@@ -145,7 +145,8 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
 
 
 def test_info_tells_what_the_engine_would_do(run: Run) -> None:
-    code, out, _ = run("info", "--json", "--max-model-len", "65", "--max-num-seqs", "64", "--memory", "10MiB")
+    limits = ("--max-model-len", "65", "--max-num-seqs", "64", "--memory", "10MiB", "--dtype", "float32")
+    code, out, _ = run("info", "--json", *limits)
     facts = json.loads(out)
     model = load_model(DEFAULT_MODEL)
     config = model.config
@@ -168,7 +169,8 @@ def test_info_is_readable(run: Run) -> None:
 
 
 def test_generate_prints_the_models_own_greedy_continuation(run: Run) -> None:
-    code, out, err = run("generate", PROMPT, "--temperature", "0", "--max-tokens", "12", "--threads", "1")
+    options = ("--temperature", "0", "--max-tokens", "12", "--threads", "1", "--dtype", "float32")
+    code, out, err = run("generate", PROMPT, *options)
     tokenizer, model = Tokenizer.load(DEFAULT_MODEL), load_model(DEFAULT_MODEL)
     assert tokenizer is not None
     prompt = tokenizer.encode(PROMPT)
