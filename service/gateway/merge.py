@@ -1,4 +1,4 @@
-"""Many engine answers read at once: one wait for whatever comes next, one place that ends them all."""
+"""Reading the engine's answers to one completion: one wait for whatever comes next, one place that ends them all."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
-from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from service.engine.request import RequestOutput
 from service.gateway.errors import GenerationFailedError
 
 logger = logging.getLogger(__name__)
+
+Stream = AsyncGenerator[RequestOutput, None]
 
 
 class Arrival(NamedTuple):
@@ -28,10 +29,10 @@ class OutputMerge:
     """Reads every stream in a task of its own, so that what arrives while the caller is busy is taken in one go.
 
     Use as an async context manager: on leaving it, every stream that has not ended is cancelled, which aborts its
-    request, and is awaited for `abort_timeout_s` at most.
+    request. Ends that take longer than `abort_timeout_s` are logged and not waited for.
     """
 
-    def __init__(self, streams: Sequence[AsyncGenerator[RequestOutput, None]], abort_timeout_s: float) -> None:
+    def __init__(self, streams: Sequence[Stream], abort_timeout_s: float) -> None:
         self._streams = streams
         self._abort_timeout_s = abort_timeout_s
         self._tasks: list[asyncio.Task[None]] = []
@@ -41,21 +42,19 @@ class OutputMerge:
         self._dropped: set[int] = set()
         self._waiter: asyncio.Future[None] | None = None
 
-    async def __aenter__(self) -> OutputMerge:
+    async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._read(i, stream)) for i, stream in enumerate(self._streams)]
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:
             task.cancel()
-        _, late = await asyncio.wait(self._tasks, timeout=self._abort_timeout_s)
+        late = (await asyncio.wait(self._tasks, timeout=self._abort_timeout_s))[1]
         if late:
             logger.error("%d engine requests did not end within %s s of their abort", len(late), self._abort_timeout_s)
 
     async def take(self) -> list[Arrival]:
-        """All that arrived since the last call, in order; waits for at least one.
+        """What arrived since the last call, in order; waits for at least one. For one task only.
 
         Raises what a stream raised once everything before it was taken, or what `fail` was given at once.
         """
@@ -68,26 +67,26 @@ class OutputMerge:
         return arrived
 
     def drop(self, index: int) -> None:
-        """Aborts one request whose further outputs nobody wants."""
+        """Aborts one request whose further outputs nobody wants; `take` may still give some."""
         self._dropped.add(index)
         self._tasks[index].cancel()
 
     def fail(self, error: Exception) -> None:
-        """Makes `take` raise `error` now, whatever else has arrived."""
+        """Makes `take` raise `error` now, whatever else has arrived. The first call counts."""
         if not self._is_cut:
             self._is_cut = True
             self._error = error
             self._wake()
 
-    async def _read(self, index: int, stream: AsyncGenerator[RequestOutput, None]) -> None:
+    async def _read(self, index: int, stream: Stream) -> None:
         try:
             async with contextlib.aclosing(stream):
                 async for output in stream:
                     self._arrived.append(Arrival(index, output, time.perf_counter()))
                     self._wake()
-                    if output.finish_reason is not None:
+                    if output.is_finished:
                         return
-            logger.error("an engine answer ended without a finished output")
+            logger.error("an engine's answer ended without a finished output")
             self._end(GenerationFailedError())
         except asyncio.CancelledError:
             # Without this a stream that cancels itself would leave its reader waiting for ever.

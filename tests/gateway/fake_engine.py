@@ -58,13 +58,25 @@ def steps(*outputs: Sequence[int] | FinishReason | Exception) -> Script:
     return script
 
 
-def hang(*before: Sequence[int]) -> Script:
-    """Some outputs, then silence for ever."""
+def hang(*before: Sequence[int], delay_s: float = 0.0) -> Script:
+    """Some outputs, each after `delay_s`, then silence for ever."""
 
     async def script(request: Request) -> AsyncGenerator[RequestOutput, None]:
         for ids in before:
+            await asyncio.sleep(delay_s)
             yield RequestOutput(request.request_id, tuple(ids))
         await asyncio.Event().wait()
+
+    return script
+
+
+def chatter(*ids: int) -> Script:
+    """The same output every millisecond, for ever."""
+
+    async def script(request: Request) -> AsyncGenerator[RequestOutput, None]:
+        while True:
+            await asyncio.sleep(0.001)
+            yield RequestOutput(request.request_id, ids)
 
     return script
 

@@ -1,0 +1,219 @@
+"""What is refused, and whether the answer says why: one row for each way to be wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from service.gateway.unsupported import NEUTRAL_COMPLETION_VALUES
+from tests.gateway.fake_engine import FakeEngine
+
+LONG_TEXT = "word " * 2000
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    # What is sent, the parameter the error names, words its message has.
+    ({"prompt": None}, "prompt", "must be a string"),
+    ({"prompt": ""}, "prompt", "must not be empty"),
+    ({"prompt": []}, "prompt", "must not be empty"),
+    ({"prompt": [[]]}, "prompt", "'prompt[0]' must not be empty"),
+    ({"prompt": ["a", ""]}, "prompt", "'prompt[1]' must not be empty"),
+    ({"prompt": 5}, "prompt", "must be a string, an array"),
+    ({"prompt": {}}, "prompt", "must be a string, an array"),
+    ({"prompt": [None]}, "prompt", "must be a string, an array"),
+    ({"prompt": [True]}, "prompt", "must be a string, an array"),
+    ({"prompt": [1.5]}, "prompt", "must be a string, an array"),
+    ({"prompt": ["a", 1]}, "prompt", "'prompt[1]'"),
+    ({"prompt": [1, True]}, "prompt", "'prompt[1]'"),
+    ({"prompt": [[1], ["a"]]}, "prompt", "'prompt[1][0]' must be a token id"),
+    ({"prompt": [[1, 2.0]]}, "prompt", "'prompt[0][1]' must be a token id"),
+    ({"prompt": [1, 4096]}, "prompt", "'prompt[1]' must be at least 0 and at most 4095, got 4096"),
+    ({"prompt": [[1], [-1]]}, "prompt", "'prompt[1][0]' must be at least 0"),
+    ({"prompt": [1] * 512}, "prompt", "512 tokens"),
+    ({"prompt": ["a", LONG_TEXT]}, "prompt", "'prompt[1]' has at least"),
+    ({"prompt": ["a"] * 129}, "prompt", "129 prompts; the limit is 128"),
+    ({"max_tokens": 0}, "max_tokens", "at least 1, got 0"),
+    ({"max_tokens": -1}, "max_tokens", "at least 1"),
+    ({"max_tokens": 2.0}, "max_tokens", "must be an integer, got 2.0"),
+    ({"max_tokens": "5"}, "max_tokens", "must be an integer"),
+    ({"max_tokens": True}, "max_tokens", "must be an integer"),
+    ({"max_tokens": 2**40}, "max_tokens", "at most"),
+    ({"max_tokens": 10**30}, "max_tokens", "out of range"),
+    ({"max_tokens": 512}, "max_tokens", "'max_tokens' (512) and a prompt of 1 tokens make 513"),
+    ({"min_tokens": 17}, "min_tokens", "at most 'max_tokens' (16), got 17"),
+    ({"min_tokens": -1}, "min_tokens", "at least 0"),
+    ({"temperature": -0.1}, "temperature", "at least 0"),
+    ({"temperature": 101}, "temperature", "at most 100"),
+    ({"temperature": "hot"}, "temperature", "must be a number"),
+    ({"temperature": False}, "temperature", "must be a number"),
+    ({"top_p": 0}, "top_p", "greater than 0"),
+    ({"top_p": 1.01}, "top_p", "at most 1"),
+    ({"top_k": -2}, "top_k", "at least -1"),
+    ({"top_k": 1.5}, "top_k", "must be an integer"),
+    ({"min_p": -0.1}, "min_p", "at least 0"),
+    ({"min_p": 2}, "min_p", "at most 1"),
+    ({"seed": 2**63}, "seed", "at most 9223372036854775807"),
+    ({"seed": 2**64}, "seed", "out of range"),
+    ({"seed": 1.0}, "seed", "must be an integer"),
+    ({"n": 0}, "n", "at least 1"),
+    ({"n": 65}, "n", "at most 64, got 65"),
+    ({"n": 64, "prompt": [[1]] * 5}, "n", "at most 256"),
+    ({"stop": ""}, "stop[0]", "must not be empty"),
+    ({"stop": ["a", ""]}, "stop[1]", "must not be empty"),
+    ({"stop": ["a", 1]}, "stop[1]", "must be a string"),
+    ({"stop": 5}, "stop", "must be an array"),
+    ({"stop": ["x"] * 17}, "stop", "at most 16 strings, got 17"),
+    ({"stop": "x" * 257}, "stop[0]", "at most 256 characters"),
+    ({"stop_token_ids": 5}, "stop_token_ids", "must be an array"),
+    ({"stop_token_ids": [1, "2"]}, "stop_token_ids[1]", "must be an integer"),
+    ({"stop_token_ids": [4096]}, "stop_token_ids", "'stop_token_ids[0]' must be at least 0 and at most 4095"),
+    ({"stop_token_ids": [1] * 65}, "stop_token_ids", "at most 64"),
+    ({"ignore_eos": 1}, "ignore_eos", "must be true or false"),
+    ({"stream": "true"}, "stream", "must be true or false"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "needs 'stream'"),
+    ({"stream": True, "stream_options": 5}, "stream_options", "must be an object"),
+    ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", "true or false"),
+    ({"stream": True, "stream_options": {"foo": 1}}, "stream_options.foo", "is not a parameter"),
+    ({"user": 5}, "user", "must be a string"),
+    ({"user": "u" * 257}, "user", "at most 256 characters"),
+    ({"model": 5}, "model", "must be a string"),
+    ({"max_token": 5}, "max_token", "did you mean 'max_tokens'?"),
+    ({"frobnicate": None}, "frobnicate", "is not a parameter of this endpoint"),
+    ({"x" * 5000: 1}, "x" * 63 + "…", "is not a parameter"),
+]
+# For each field that is known but not supported: a value that asks for something.
+UNSUPPORTED: dict[str, Any] = {
+    "add_special_tokens": "no",
+    "allowed_token_ids": [1],
+    "bad_words": ["x"],
+    "best_of": 2,
+    "cache_salt": "x",
+    "echo": True,
+    "frequency_penalty": 0.5,
+    "grammar": "root ::= x",
+    "guided_choice": ["a"],
+    "guided_grammar": "x",
+    "guided_json": {},
+    "guided_regex": "a+",
+    "include_stop_str_in_output": True,
+    "kv_transfer_params": {},
+    "length_penalty": 2,
+    "logit_bias": {"5": 1},
+    "logprob_token_ids": [1],
+    "logprobs": 0,
+    "presence_penalty": -0.5,
+    "priority": 1,
+    "prompt_logprobs": 0,
+    "repetition_penalty": 1.1,
+    "request_id": "x",
+    "response_format": {"type": "json_object"},
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,
+    "skip_special_tokens": False,
+    "spaces_between_special_tokens": False,
+    "structured_outputs": {},
+    "suffix": "x",
+    "timeout": 5,
+    "truncate_prompt_tokens": 5,
+    "truncation_side": "left",
+    "typical_p": 0.5,
+    "use_beam_search": True,
+    "vllm_xargs": {},
+}
+
+
+def post(client: httpx.Client, body: dict[str, Any]) -> httpx.Response:
+    return client.post("/v1/completions", json={"prompt": [1], **body})
+
+
+def assert_refused(answer: httpx.Response, param: str) -> str:
+    """The message of a well-shaped 400 that names `param`."""
+    assert answer.status_code == 400, answer.text
+    assert set(answer.json()) == {"error"}
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert f"'{param.split('[')[0].removesuffix('…')}" in error["message"]
+    assert len(error["message"]) <= 500
+    return str(error["message"])
+
+
+@pytest.mark.parametrize(("body", "param", "words"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_is_wrong_is_named(
+    client: httpx.Client, engine: FakeEngine, body: dict[str, Any], param: str, words: str
+) -> None:
+    assert words in assert_refused(post(client, body), param)
+    assert engine.requests == []
+
+
+def test_a_prompt_is_required(client: httpx.Client) -> None:
+    answer = client.post("/v1/completions", json={"max_tokens": 5})
+    assert assert_refused(answer, "prompt") == "'prompt' is required"
+    assert answer.json()["error"]["code"] == "missing_parameter"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"prompt": [1] * 512}, "context_length_exceeded"),
+        ({"prompt": LONG_TEXT}, "context_length_exceeded"),
+        ({"max_tokens": 512}, "context_length_exceeded"),
+        ({"echo": True}, "unsupported_parameter"),
+        ({"foo": 1}, "unknown_parameter"),
+        ({"n": 0}, "invalid_value"),
+    ],
+)
+def test_codes_tell_kinds_of_errors_apart(client: httpx.Client, body: dict[str, Any], code: str) -> None:
+    assert post(client, body).json()["error"]["code"] == code
+
+
+def test_a_prompt_that_is_too_long_is_told_both_numbers(client: httpx.Client) -> None:
+    message = post(client, {"prompt": [1] * 400, "max_tokens": 200}).json()["error"]["message"]
+    assert "200" in message
+    assert "400" in message
+    assert "600" in message
+    assert "512" in message
+
+
+def test_every_known_unsupported_field_has_its_row() -> None:
+    assert UNSUPPORTED.keys() == NEUTRAL_COMPLETION_VALUES.keys()
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_fields_are_refused_unless_they_ask_for_nothing(
+    client: httpx.Client, engine: FakeEngine, name: str
+) -> None:
+    message = assert_refused(post(client, {name: UNSUPPORTED[name]}), name)
+    assert "not supported" in message
+    for neutral in (None, *NEUTRAL_COMPLETION_VALUES[name]):
+        assert post(client, {name: neutral}).status_code == 200, neutral
+
+
+@pytest.mark.parametrize(("name", "value"), [("frequency_penalty", False), ("echo", 0), ("best_of", True)])
+def test_neutral_numbers_and_switches_are_not_confused(client: httpx.Client, name: str, value: object) -> None:
+    assert_refused(post(client, {name: value}), name)
+
+
+def test_a_neutral_stream_option_is_accepted_and_another_refused(client: httpx.Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": False}
+    assert post(client, {"stream": True, "stream_options": options}).status_code == 200
+    options = {"continuous_usage_stats": True}
+    assert_refused(post(client, {"stream": True, "stream_options": options}), "stream_options.continuous_usage_stats")
+
+
+def test_a_model_that_is_not_served_is_not_found(client: httpx.Client) -> None:
+    answer = post(client, {"model": "gpt-9"})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"
+    assert answer.json()["error"]["param"] == "model"
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
+def test_other_endpoints_refuse_in_the_same_way(client: httpx.Client, path: str) -> None:
+    field = "prompt" if path == "/tokenize" else "tokens"
+    assert assert_refused(client.post(path, json={}), field) == f"'{field}' is required"
+    assert_refused(client.post(path, json={field: 5}), field)
+    good: object = "x" if path == "/tokenize" else [1]
+    assert_refused(client.post(path, json={field: good, "foo": 1}), "foo")
+    assert client.post(path, json={field: good, "model": "nope"}).status_code == 404
