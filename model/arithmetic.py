@@ -58,7 +58,7 @@ def read(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = No
     """Kernel smoothing: sum_i softmax_i(q . k_i) v_i, with q already scaled by the kernel's bandwidth.
 
     queries [batch, heads, asked, dim], keys and values [batch, heads, pairs, dim] -> [batch, heads, asked, dim].
-    `mask` is added to the logits and broadcasts to [batch, heads, asked, pairs]; with `causal`, query i sees
+    `mask`, four-dimensional, is added to the logits [batch, heads, asked, pairs]; with `causal`, query i sees
     pairs 0 .. i.
     """
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal, scale=1.0)

@@ -1,0 +1,131 @@
+"""Small random models, and a driver that serves sequences in every awkward way a batch may arrive."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.arithmetic import compute_dtype
+from model.cache import MemoryBatch, MemoryCache
+from model.config import MosaicConfig
+from model.mosaic_v1 import MemoryMosaic
+
+
+def small_config(**changes: Any) -> MosaicConfig:
+    """Two layers, two heads, twelve wide; the numbers of the published `Library` code."""
+    fields: dict[str, Any] = {
+        "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 12, "block_size": 32, "pmem_size": 5, "pmem_count": 1,
+        "key_log_scale_max": 5.0, "persistent_key_log_scale_max": 10.0, "norm_eps": 0.0, "logit_scale": 0.25,
+        "pre_norm": True, "value_extractor": "lowrlinearconv", "bias": False, "tied": True, "has_persistent": True,
+    }  # fmt: skip
+    return MosaicConfig(**(fields | changes))
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> MosaicConfig:
+    """Every option of the two published variants, at odd sizes."""
+    # One number alone is 0 after a norm, and a zero key has no direction.
+    n_head, head_dim = draw(st.tuples(st.integers(1, 4), st.integers(1, 7)).filter(lambda sizes: sizes != (1, 1)))
+    return small_config(
+        vocab_size=draw(st.integers(1, 17)),
+        n_layer=draw(st.integers(1, 2)),
+        n_head=n_head,
+        n_embd=n_head * head_dim,
+        pmem_size=draw(st.integers(1, 6)),
+        pmem_count=draw(st.integers(1, 3)),
+        key_log_scale_max=draw(st.sampled_from([0.5, 5.0, math.log(65535)])),
+        persistent_key_log_scale_max=draw(st.sampled_from([0.5, 10.0, math.log(65535)])),
+        norm_eps=draw(st.sampled_from([0.0, 1e-10, 0.1])),
+        logit_scale=draw(st.sampled_from([1.0, 0.3])),
+        pre_norm=draw(st.booleans()),
+        value_extractor=draw(st.sampled_from(["lowrlinearconv", "linearconv"])),
+        bias=draw(st.booleans()),
+        tied=draw(st.booleans()),
+        has_persistent=draw(st.booleans()),
+    )
+
+
+def random_model(config: MosaicConfig, seed: int = 0, dtype: torch.dtype = torch.float64) -> MemoryMosaic:
+    """Every parameter drawn, so that none is at a value which hides a mistake (zero biases, unit norms)."""
+    torch.manual_seed(seed)
+    model = MemoryMosaic(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("leak"):
+                parameter.uniform_(-0.5, 0.5)
+            elif name.endswith("log_scale"):
+                parameter.uniform_(-0.1, 0.2)
+            elif "norm.weight" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    return model.cast_weights(dtype).eval()
+
+
+def served(
+    model: MemoryMosaic,
+    sequences: Sequence[Tensor],
+    seed: int,
+    *,
+    block_size: int = 3,
+    chunk: Callable[[random.Random], int] = lambda rng: rng.choice([1, 1, 2, 3, 7]),
+) -> list[Tensor]:
+    """Logits [time, vocab_size] of every token of every sequence, by calls on random batches of them.
+
+    Every call picks some sequences in some order and a number of new tokens for each. Blocks and slots are scattered
+    over a cache that is full of other numbers.
+    """
+    rng, precise = random.Random(seed), compute_dtype(model.dtype)
+    blocks_each = [-(-max(len(s) - 1, 1) // block_size) for s in sequences]
+    num_blocks, num_slots = sum(blocks_each) + 2, len(sequences) + 2
+    cache = MemoryCache(
+        model.config, num_blocks=num_blocks, block_size=block_size, num_slots=num_slots,
+        memory_dtype=precise, state_dtype=precise,
+    )  # fmt: skip
+    cache.keys.fill_(37)
+    cache.values.fill_(-1e4)
+    cache.state.fill_(math.nan)
+    free = rng.sample(range(num_blocks), num_blocks)
+    tables = [[free.pop() for _ in range(n)] for n in blocks_each]
+    slots = rng.sample(range(num_slots), len(sequences))
+    done = [0] * len(sequences)
+    logits: list[list[Tensor]] = [[] for _ in sequences]
+    while todo := [s for s, sequence in enumerate(sequences) if done[s] < len(sequence)]:
+        picked = rng.sample(todo, rng.randint(1, len(todo)))
+        new = [min(chunk(rng), len(sequences[s]) - done[s]) for s in picked]
+        batch = batch_of(cache, [slots[s] for s in picked], [tables[s] for s in picked], [done[s] for s in picked], new)
+        token_ids = torch.cat([sequences[s][done[s] : done[s] + n] for s, n in zip(picked, new, strict=True)])
+        out = model(token_ids, batch, all_logits=True)
+        for s, n, rows in zip(picked, new, torch.split(out, new), strict=True):
+            done[s] += n
+            logits[s].append(rows)
+    return [torch.cat(rows) for rows in logits]
+
+
+def batch_of(
+    cache: MemoryCache, slots: list[int], tables: list[list[int]], num_computed: list[int], num_new: list[int]
+) -> MemoryBatch:
+    """A batch from lists, its block tables cut to what is needed so far and padded with 0."""
+    needed = [-(-(c + n - 1) // cache.block_size) for c, n in zip(num_computed, num_new, strict=True)]
+    padded = [table[:n] + [0] * (max(needed) - n) for table, n in zip(tables, needed, strict=True)]
+    return MemoryBatch(
+        cache,
+        torch.tensor(slots),
+        torch.tensor(padded, dtype=torch.int64).view(len(slots), max(needed)),
+        tuple(num_computed),
+        tuple(num_new),
+    )
+
+
+def assert_close(actual: Tensor, expected: Tensor, rtol: float) -> None:
+    """Equal to `rtol` of the largest expected number."""
+    assert actual.shape == expected.shape
+    scale = float(expected.abs().max())
+    error = float((actual.double() - expected.double()).abs().max())
+    assert error <= rtol * scale, f"off by {error:.3g}, {error / scale:.3g} of the largest number"
