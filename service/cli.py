@@ -6,17 +6,17 @@ Imports of torch, Ray and the gateway happen inside commands, so that `--help` a
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, Literal, NoReturn, Optional, get_args, get_origin
 
 import typer
-from pydantic import BeforeValidator
 from typer.exceptions import TyperException
 
 from service.errors import CommandError, ExitCode, UsageError
-from service.settings import ServeSettings, env_name, flag, load_settings
+from service.settings import ServeSettings, env_name, flag, load_settings, unknown_variables
 from service.version import package_version
 
 app = typer.Typer(
@@ -74,28 +74,34 @@ def _parameter(name: str) -> inspect.Parameter:
     field = ServeSettings.model_fields[name]
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
-    # Values with a spelling of their own (sizes, lists) are read with the settings, not by the option parser.
-    is_spelled = any(isinstance(item, BeforeValidator) for item in field.metadata)
-    kind: Any = str if is_spelled else field.annotation
+    # Values arrive as they were written, so that one place reads them and names where a bad one came from.
+    kind: Any = bool if field.annotation is bool else str
     annotation = Annotated[
         Optional[kind],  # noqa: UP045 - a value, not an annotation
         typer.Option(
-            flag(name) if kind is not bool else f"{flag(name)}/--no-{name}",
+            f"{flag(name)}/{flag('no_' + name)}" if kind is bool else flag(name),
             envvar=env_name(name),
             show_envvar=False,
             help=_help(name),
             show_default=False,
-            metavar=extra.get("metavar"),
+            metavar=None if kind is bool else str(extra.get("metavar") or _metavar(field.annotation)),
             rich_help_panel=str(extra["group"]),
         ),
     ]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    kinds = (annotation, *get_args(annotation))
+    return next((name for kind, name in ((int, "INT"), (float, "NUMBER")) if kind in kinds), "TEXT")
+
+
 def _help(name: str) -> str:
     field = ServeSettings.model_fields[name]
     text = field.description or ""
-    if field.default in (None, False, ()):
+    if field.default is None or field.default is False or field.default == ():
         return text
     default = field.default.name if isinstance(field.default, Path) else field.default
     return f"{text} \\[default: {default}]"
@@ -104,6 +110,8 @@ def _help(name: str) -> str:
 def _merge(ctx: typer.Context, given: dict[str, Any], config: Path | None) -> ServeSettings:
     given = {name: value for name, value in given.items() if value is not None}
     origins = {name: flag(name) if _is_typed(ctx, name) else env_name(name) for name in given}
+    for variable in unknown_variables(os.environ):
+        print(f"tessera: {variable} is ignored: there is no such option", file=sys.stderr)
     return load_settings(given, origins, config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import sys
@@ -16,7 +17,7 @@ from service.engine.local_client import LocalEngineClient
 from service.engine.request import Request, SamplingParams
 from service.errors import CommandError, EngineStartError, ModelNotFoundError, UsageError
 from service.progress import Progress
-from service.settings import ServeSettings
+from service.settings import ServeSettings, flag
 from service.startup import require_model, start_engine
 
 
@@ -33,7 +34,10 @@ class Sampling:
     ignore_eos: bool
 
     def params(self, room: int) -> SamplingParams:
-        """As the engine wants it. `room` is how many tokens the model still has place for."""
+        """As the engine wants it. `room` is how many tokens the model still has place for. Raises UsageError."""
+        for name in ("temperature", "top_p", "min_p"):
+            if not math.isfinite(getattr(self, name)):
+                raise UsageError(f"{flag(name)}: must be a finite number")
         return SamplingParams(
             max_tokens=min(self.max_tokens, room),
             temperature=self.temperature,

@@ -12,7 +12,7 @@ from typing import Any
 
 from service.engine.async_engine import AsyncEngine
 from service.engine.local_client import LocalEngineClient
-from service.errors import AddressError
+from service.errors import AddressError, UsageError
 from service.gateway.client import EngineClient
 from service.logs import configure_logging
 from service.progress import Progress
@@ -24,6 +24,8 @@ def serve_local(settings: ServeSettings, progress: Progress) -> None:
     """Loads, serves and drains. Returns when the server has ended on a signal. Raises CommandError."""
     configure_logging(settings.log_level)
     config = settings.engine_config()
+    if settings.replicas > 1 or settings.ray_address:
+        raise UsageError("--local is one process without Ray: leave out --replicas and --ray-address")
     require_model(settings.model)
     with bind(settings) as sock:
         # The gateway's imports fill the time in which the checkpoint is read and hashed.

@@ -7,7 +7,7 @@ A value is taken from the command line, else from `TESSERA_<NAME>` in the enviro
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,12 +107,16 @@ class ServeSettings(EngineSettings):
         metavar="URLS",
     )
     drain_timeout: float = option(
-        30.0, "Server", "Seconds that running requests get to finish after SIGTERM or Ctrl-C.", ge=0
+        30.0,
+        "Server",
+        "Seconds that running requests get to finish after SIGTERM or Ctrl-C.",
+        ge=0,
+        allow_inf_nan=False,
     )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "Server", "Least severe log line shown.")
     local: bool = option(False, "Ray", "One process: gateway and engine together, without Ray.")
     replicas: int = option(1, "Ray", "Engine replicas.", ge=1)
-    num_gpus: float = option(0.0, "Ray", "GPUs of each replica.", ge=0)
+    num_gpus: float = option(0.0, "Ray", "GPUs of each replica.", ge=0, allow_inf_nan=False)
     ray_address: str | None = option(
         None, "Ray", "Cluster to run on, such as auto or HOST:PORT. Default: a private Ray on this machine."
     )
@@ -159,6 +163,15 @@ def name_flags(text: str) -> str:
 def env_name(name: str) -> str:
     """The environment variable of a setting: `max_num_seqs` is `TESSERA_MAX_NUM_SEQS`."""
     return ENV_PREFIX + name.upper()
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """Variables that look like options but are none. Those that Kubernetes makes for a Service do not count."""
+    known = {env_name(name) for name in (*ServeSettings.model_fields, "config")}
+    made = re.compile(
+        ENV_PREFIX + r"(?:.+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT(?:_\d+_.+)?|REQUIRE_.+|UPDATE_.+)"
+    )
+    return sorted(v for v in environment if v.startswith(ENV_PREFIX) and v not in known and not made.fullmatch(v))
 
 
 def load_settings(given: Mapping[str, Any], origins: Mapping[str, str], config: Path | None) -> ServeSettings:

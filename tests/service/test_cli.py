@@ -81,11 +81,16 @@ def test_version(run: Run) -> None:
         (["serve", "--local", "--port", "0", "--memory", "1MiB"], ExitCode.NO_MEMORY, "--max-num-seqs"),
         (["serve", "--local", "--port", "0", "--memory", "900TiB"], ExitCode.NO_MEMORY, "available"),
         (["serve", "--local", "--port", "0", "--device", "abacus"], ExitCode.USAGE, "--device abacus"),
+        (["serve", "--local", "--replicas", "2"], ExitCode.USAGE, "--replicas"),
+        (["serve", "--local", "--ray-address", "auto"], ExitCode.USAGE, "--ray-address"),
         (["info", "--model", "/nonexistent"], ExitCode.NO_MODEL, "/nonexistent"),
         (["info", "--device", "abacus"], ExitCode.USAGE, "--device abacus"),
         (["generate"], ExitCode.USAGE, "prompt"),
         (["generate", ""], ExitCode.USAGE, "empty"),
         (["generate", "a", "--model", "/nonexistent"], ExitCode.NO_MODEL, "/nonexistent"),
+        (["generate", "a", "--temperature", "nan"], ExitCode.USAGE, "--temperature"),
+        (["serve", "--drain-timeout", "inf"], ExitCode.USAGE, "--drain-timeout"),
+        (["serve", "--drain-timeout", "nan"], ExitCode.USAGE, "--drain-timeout"),
         (["generate", "a", "--temperature", "-1"], ExitCode.USAGE, "--temperature"),
         (["generate", "a b c d e f g h", "--max-model-len", "4"], ExitCode.USAGE, "--max-model-len"),
     ],
@@ -109,11 +114,23 @@ def test_a_damaged_checkpoint_is_one_line(run: Run, tmp_path: Path) -> None:
     assert err.splitlines()[-1].startswith(f"tessera: cannot load the model: {tmp_path}")
 
 
-def test_a_bad_value_in_the_environment_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TESSERA_MAX_NUM_SEQS", "0")
+@pytest.mark.parametrize(
+    ("variable", "value"), [("TESSERA_MAX_NUM_SEQS", "0"), ("TESSERA_PORT", "tcp://10.0.0.1:8000")]
+)
+def test_a_bad_value_in_the_environment_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
     code, _, err = run("serve", "--local")
     assert code == ExitCode.USAGE
-    assert err.startswith("tessera: TESSERA_MAX_NUM_SEQS: ")
+    assert err.startswith(f"tessera: {variable}: ")
+
+
+def test_a_variable_that_is_no_option_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA_MAX_NUM_SEQ", "4")
+    monkeypatch.setenv("TESSERA_SERVICE_HOST", "10.0.0.1")
+    code, _, err = run("info", "--json")
+    assert (code, err) == (ExitCode.OK, "tessera: TESSERA_MAX_NUM_SEQ is ignored: there is no such option\n")
 
 
 @pytest.mark.parametrize("mode", [["--local"], []])
