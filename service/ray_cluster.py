@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _DIR_PREFIX = "tessera-"
 _LOCK = "lock"
 # Ray puts sockets below the directory, and a socket's path may have 107 characters.
-_MAX_DIR_CHARS = 40
+_MAX_DIR_CHARS = 36
 _OBJECT_STORE_BYTES = 100 * 2**20
 _POLL_S = 0.1
 _STOP_TIMEOUT_S = 6.0
@@ -135,7 +135,7 @@ class RayCluster:
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
-                _temp_dir=str(self._run_dir.path),
+                _temp_dir=str(self._run_dir.ray_path),
             )
         serve.start(proxy_location="Disabled")
 
@@ -204,13 +204,15 @@ class _RunDir:
         self.path = Path(tempfile.mkdtemp(prefix=_DIR_PREFIX, dir=base))
         self._lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        # Ray opens its directory to everybody, so that has to be one inside.
+        self.ray_path = self.path / "ray"
         self._token = self.path / "token"
         with os.fdopen(os.open(self._token, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
 
     @property
     def env(self) -> dict[str, str]:
-        return {"RAY_TMPDIR": str(self.path), "RAY_AUTH_TOKEN_PATH": str(self._token)}
+        return {"RAY_TMPDIR": str(self.ray_path), "RAY_AUTH_TOKEN_PATH": str(self._token)}
 
     def remove(self) -> None:
         """Ends every process that still belongs to the directory and deletes it."""

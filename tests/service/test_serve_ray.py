@@ -1,0 +1,172 @@
+"""`tessera serve` as a process: a Ray of its own that starts, serves, keeps to itself, drains and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from service.errors import ExitCode
+from tests.service.process import ServerProcess, clean_environment
+from tests.service.ray_processes import cpu_seconds, listeners, processes_of, run_directory, wait_until_gone
+
+# The promise is 30 s on two cores. CPU time, unlike the clock, does not depend on who else is at work.
+MAX_START_UP_CPU_S = 30.0
+STREAM = {"prompt": "Once upon a time", "max_tokens": 300, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess("--threads", "1") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def directory(server: ServerProcess) -> Path:
+    found = run_directory(server.process.pid)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def processes(server: ServerProcess, directory: Path) -> dict[int, str]:
+    """Everything that belongs to the server, the launcher included."""
+    return processes_of(directory)
+
+
+def events(lines: Iterator[str]) -> list[dict[str, object]]:
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line and line != "data: [DONE]"]
+
+
+def test_it_starts_quickly(processes: dict[int, str]) -> None:
+    assert cpu_seconds(processes) < MAX_START_UP_CPU_S
+
+
+def test_a_stream_is_the_answer_in_pieces(server: ServerProcess) -> None:
+    request = STREAM | {"max_tokens": 40, "temperature": 0}
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        with client.stream("POST", "/v1/completions", json=request) as stream:
+            chunks = events(stream.iter_lines())
+        whole = client.post("/v1/completions", json=request | {"stream": False}).json()
+    pieces = [chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"]]
+    assert len(pieces) > 10
+    assert "".join(pieces) == whole["choices"][0]["text"]
+    assert whole["usage"]["completion_tokens"] == 40
+
+
+def metric(server: ServerProcess, name: str) -> float:
+    """The value of a metric of the one replica."""
+    lines = httpx.get(server.url + "/metrics", timeout=10).text.splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"mosaic_{name}{{"))
+
+
+def test_a_client_that_goes_away_frees_the_replica(server: ServerProcess) -> None:
+    request = STREAM | {"n": 32, "max_tokens": 480}
+    with httpx.stream("POST", server.url + "/v1/completions", json=request, timeout=60) as stream:
+        next(stream.iter_lines())
+    deadline = time.monotonic() + 2
+    while metric(server, "num_requests_running") + metric(server, "num_requests_waiting") > 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert metric(server, "engine_aborted_total") == 32
+    assert metric(server, "num_free_memory_blocks") == metric(server, "num_memory_blocks")
+
+
+def test_nothing_of_it_can_be_reached_from_elsewhere(server: ServerProcess, processes: dict[int, str]) -> None:
+    open_to_all = [listener for listener in listeners(processes) if not listener.is_loopback]
+    # Serve opens one port of each replica to the network, whatever it is told; it asks for the token.
+    assert all("ServeReplica" in listener.process for listener in open_to_all)
+    for listener in open_to_all:
+        with grpc.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=10)
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_its_token_is_private(directory: Path) -> None:
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE((directory / "token").stat().st_mode) == 0o600
+    assert not (Path.home() / ".ray" / "auth_token").exists()
+
+
+def test_a_signal_lets_a_stream_end_and_leaves_nothing_behind(
+    server: ServerProcess, directory: Path, processes: dict[int, str]
+) -> None:
+    with (
+        httpx.Client(base_url=server.url, timeout=60) as client,
+        client.stream("POST", "/v1/completions", json=STREAM) as stream,
+    ):
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: {")
+        server.signal()
+        while client.get("/readyz").status_code == 200:
+            time.sleep(0.01)
+        refused = client.post("/v1/completions", json=STREAM)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        last = events(lines)[-1]
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert server.wait(timeout_s=10) == ExitCode.OK
+    wait_until_gone(processes, timeout_s=1)
+    assert not directory.exists()
+    assert "Traceback" not in server.output
+
+
+def start() -> tuple[subprocess.Popen[bytes], Path]:
+    """A launcher that has begun to start Ray, and its directory."""
+    command = [sys.executable, "-m", "service", "serve", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=clean_environment())
+    while (directory := run_directory(process.pid)) is None:
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process, directory
+
+
+def test_a_signal_during_start_up_leaves_nothing_behind() -> None:
+    process, directory = start()
+    while len(processes := processes_of(directory)) < 2:  # until Ray has begun to start processes
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == ExitCode.INTERRUPTED
+    wait_until_gone(processes, timeout_s=1)
+    assert not processes_of(directory)
+    assert not directory.exists()
+
+
+def test_a_killed_launcher_takes_its_replicas_with_it_and_the_next_one_cleans_up() -> None:
+    with ServerProcess("--threads", "1") as server:
+        directory = run_directory(server.process.pid)
+        assert directory is not None
+        processes = processes_of(directory)
+        replicas = [pid for pid, title in processes.items() if "ServeReplica" in title]
+        assert replicas
+        server.signal(signal.SIGKILL)
+        server.wait()
+    wait_until_gone(replicas, timeout_s=10)
+    following, _ = start()
+    try:
+        wait_until_gone(processes, timeout_s=5)
+        deadline = time.monotonic() + 5
+        while directory.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        following.send_signal(signal.SIGTERM)
+        following.wait(timeout=10)
+
+
+def test_an_engine_that_cannot_start_is_one_line_and_leaves_nothing_behind() -> None:
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--memory", "4TiB"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=clean_environment())
+    assert done.returncode == ExitCode.NO_MEMORY
+    assert done.stderr.splitlines()[-1].startswith("tessera: not enough memory: ")
+    assert "Traceback" not in done.stderr
