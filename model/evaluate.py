@@ -78,11 +78,11 @@ class Score:
 
     def add(self, logits: Tensor, targets: Tensor, baseline: Tensor | None) -> None:
         """Counts predictions [..., vocab] of `targets` [...]."""
-        predicted = F.log_softmax(logits.flatten(0, -2), dim=-1)
+        predicted = F.log_softmax(logits.flatten(0, -2).double(), dim=-1)
         self.num_tokens += targets.numel()
         self.nats += _nats(predicted, targets)
         if baseline is not None:
-            expected = F.log_softmax(baseline.flatten(0, -2), dim=-1)
+            expected = F.log_softmax(baseline.flatten(0, -2).double(), dim=-1)
             self.baseline_nats += _nats(expected, targets)
             self.divergence += F.kl_div(predicted, expected, reduction="sum", log_target=True).item()
 
@@ -111,7 +111,8 @@ def window_batches(token_ids: Sequence[int], window: int, batch: int) -> Iterato
     whole = (len(ids) - 1) // window
     inputs = ids[: whole * window].view(whole, window)
     targets = ids[1 : whole * window + 1].view(whole, window)
-    yield from zip(torch.split(inputs, batch), torch.split(targets, batch), strict=True)
+    if whole:
+        yield from zip(torch.split(inputs, batch), torch.split(targets, batch), strict=True)
     if len(ids) - 1 > whole * window:
         rest = ids[whole * window :]
         yield rest[None, :-1], rest[None, 1:]

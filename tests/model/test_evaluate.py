@@ -64,7 +64,7 @@ def test_every_token_but_the_first_is_predicted_once(window: int, batch: int) ->
     batches = list(window_batches(ids, window, batch))
     assert [target for _, targets in batches for target in targets.flatten().tolist()] == ids[1:]
     assert all(torch.equal(inputs + 1, targets) for inputs, targets in batches)
-    assert all(inputs.shape[0] <= batch and inputs.shape[1] <= window for inputs, _ in batches)
+    assert all(1 <= inputs.shape[0] <= batch and inputs.shape[1] <= window for inputs, _ in batches)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
