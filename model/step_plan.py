@@ -128,8 +128,8 @@ class _Planner:
         offsets = [[min(j, self.new[r] - 1) for j in range(asked)] for r in range(a, b)]
         rows = [self.step_start[j] + r for r, line in zip(range(a, b), offsets, strict=True) for j in line]
         visible = [self.computed[r] + j for r, line in zip(range(a, b), offsets, strict=True) for j in line]
-        # A token that sees nothing is masked afterwards; here it is given one pair, since a softmax needs one.
-        limit = self._tensor(visible).clamp(min=1).view(b - a, 1, asked, 1)
+        # The row of a token that sees nothing is meaningless; `StepPlan.starts` lists it, to be replaced by zeros.
+        limit = self._tensor(visible).view(b - a, 1, asked, 1)
         hidden = torch.arange(num_blocks * self.block_size, device=self.device) >= limit
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, float("-inf"))
         return ReadGroup(None if whole else self._tensor(rows).view(b - a, asked), blocks.flatten(), mask)
