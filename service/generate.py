@@ -16,6 +16,7 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.local_client import LocalEngineClient
 from service.engine.request import Request, SamplingParams
 from service.errors import CommandError, EngineStartError, ModelNotFoundError, UsageError
+from service.interrupt import interruptible
 from service.progress import Progress
 from service.settings import ServeSettings, flag
 from service.startup import require_model, start_engine
@@ -57,7 +58,7 @@ def generate_text(settings: ServeSettings, prompt: str, sampling: Sampling) -> N
     config = replace(settings.engine_config(), max_num_seqs=1, max_num_waiting=0)
     require_model(settings.model)
     tokenizer, prompt_ids = _tokenize(settings, prompt)
-    with Progress(is_quiet=not sys.stderr.isatty()).step(f"Loading {settings.model_name}"):
+    with interruptible(), Progress(is_quiet=not sys.stderr.isatty()).step(f"Loading {settings.model_name}"):
         engine = start_engine(config)
     room = engine.info.max_model_len - len(prompt_ids)
     if room < 1:

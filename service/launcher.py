@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Coroutine
 from importlib import import_module
 from typing import Any
@@ -14,10 +13,11 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.local_client import LocalEngineClient
 from service.errors import AddressError, UsageError
 from service.gateway.client import EngineClient
+from service.interrupt import interruptible
 from service.logs import configure_logging
 from service.progress import Progress
 from service.settings import ServeSettings
-from service.startup import explained, ready_lines, require_model, start_engine
+from service.startup import ready_lines, require_model, served_model, start_engine
 
 
 def serve_local(settings: ServeSettings, progress: Progress) -> None:
@@ -30,7 +30,7 @@ def serve_local(settings: ServeSettings, progress: Progress) -> None:
     with bind(settings) as sock:
         # The gateway's imports fill the time in which the checkpoint is read and hashed.
         warm_up = threading.Thread(target=import_module, args=("service.gateway.app",), daemon=True)
-        with progress.step(f"Loading {settings.model_name}"):
+        with interruptible(), progress.step(f"Loading {settings.model_name}"):
             warm_up.start()
             engine = start_engine(config)
             warm_up.join()
@@ -62,19 +62,10 @@ async def _serve(settings: ServeSettings, engine: AsyncEngine, sock: socket.sock
 
 async def serve_client(settings: ServeSettings, client: EngineClient, sock: socket.socket, progress: Progress) -> None:
     """Puts a gateway before `client`, serves until a signal, drains and closes `client`. Raises AddressError."""
-    from model.tokenizer import Tokenizer
     from service.gateway import http_server
     from service.gateway.app import create_app
-    from service.gateway.served_model import ServedModel
 
-    with explained():
-        tokenizer = Tokenizer.load(settings.model)
-    served = ServedModel(
-        names=(settings.model_name,),
-        tokenizer=tokenizer,
-        info=await client.info(),
-        created=int(time.time()),
-    )
+    served = served_model(settings, await client.info())
     app = create_app(client, served, settings.gateway_settings())
     url = http_server.url_of(sock)
     try:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from model.tokenizer import Tokenizer
 from service.config import EngineConfig
 from service.engine.async_engine import AsyncEngine
+from service.engine.stats import EngineInfo
 from service.errors import CommandError, EngineStartError, ModelNotFoundError, NoMemoryError, UsageError
 from service.gateway.served_model import ServedModel
-from service.settings import name_flags
+from service.settings import ServeSettings, name_flags
 
 MODEL_FILES = ("config.json", "model.safetensors")
 
@@ -36,6 +39,13 @@ def start_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     with explained():
         require_device(config.device)
         return load_engine(config, replica=replica)
+
+
+def served_model(settings: ServeSettings, info: EngineInfo) -> ServedModel:
+    """What a gateway serves: the engine's model with the tokenizer beside its weights. Raises CommandError."""
+    with explained():
+        tokenizer = Tokenizer.load(settings.model)
+    return ServedModel(names=(settings.model_name,), tokenizer=tokenizer, info=info, created=int(time.time()))
 
 
 @contextmanager

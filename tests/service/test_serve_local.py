@@ -6,7 +6,9 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -14,7 +16,7 @@ import httpx
 import pytest
 
 from service.errors import ExitCode
-from tests.service.process import ServerProcess
+from tests.service.process import ServerProcess, clean_environment
 
 # The promise is 5 s on two idle cores. CPU time, unlike the clock, does not depend on who else is at work.
 MAX_START_UP_CPU_S = 5.0
@@ -62,3 +64,21 @@ def test_a_signal_lets_a_stream_end_and_refuses_new_ones(server: ServerProcess) 
     with pytest.raises(httpx.ConnectError):
         httpx.get(server.url + "/livez")
     assert "Traceback" not in server.output
+
+
+def test_an_interrupt_while_loading_ends_it_at_once() -> None:
+    command = [sys.executable, "-m", "service", "serve", "--local"]
+    environment = clean_environment({"TESSERA_PORT": "0"})
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever started pytest may have it ignored, as shells do for what runs in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("Loading ")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == ExitCode.INTERRUPTED
+        assert "Traceback" not in process.stderr.read()
