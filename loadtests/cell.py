@@ -99,13 +99,19 @@ async def run_cell(
 
 
 def failures(results: Iterable[CellResult]) -> list[str]:
-    """One line for each cell in which a measured request failed."""
+    """One line for each cell in which a measured request failed, with what the server said of the first."""
     return [
-        f"{result.server}, {result.plan.name}: {result.summary.num_failed} of {result.summary.num_requests} failed "
-        f"({', '.join(f'{kind} {count}' for kind, count in result.summary.errors.items()) or 'none was sent'})"
+        f"{result.server}, {result.plan.name}: {result.summary.num_failed} of {result.summary.num_requests} failed: "
+        f"{_errors(result)}"
         for result in results
         if result.summary.num_failed or not result.summary.num_requests
     ]
+
+
+def _errors(result: CellResult) -> str:
+    kinds = ", ".join(f"{kind} {count}" for kind, count in result.summary.errors.items())
+    messages = [record.message for record in result.measurement.measured if record.message]
+    return f"{kinds} ({messages[0]})" if messages else kinds or "none was sent"
 
 
 def disturbances(results: Iterable[CellResult]) -> list[str]:

@@ -77,7 +77,7 @@ def test_a_run_that_cannot_be_called_clean_ends_with_3(capsys: pytest.CaptureFix
 def test_failed_requests_end_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     with running(Script(status=503)) as server:
         assert main(["run", "--url", server.url, *FAST, "--allow-disturbed"]) == 1
-        assert "4 of 4 failed (http_503 4)" in capsys.readouterr().err
+        assert "4 of 4 failed: http_503 4 (scripted 503)" in capsys.readouterr().err
         assert main(["run", "--url", server.url, *FAST, "--allow-disturbed", "--allow-failures"]) == 0
 
 

@@ -99,7 +99,7 @@ def test_a_report_of_a_disturbed_run_says_so_first() -> None:
 def test_cells_that_may_not_be_believed_are_named() -> None:
     bad = cell("a", error="http_503")
     odd = cell("b", disturbance=judge(replace(QUIET, steal=0.5), Limits()))
-    assert failures([bad, odd]) == ["a, standard c1: 1 of 1 failed (http_503 1)"]
+    assert failures([bad, odd]) == ["a, standard c1: 1 of 1 failed: http_503 1 (busy)"]
     assert [line.split(":")[0] for line in disturbances([bad, odd])] == ["b, standard c1"]
 
 
