@@ -1,187 +1,33 @@
-"""The Ray Serve deployments: an engine behind a replica, and the application that holds its replicas.
-
-Knows how an engine is reached over Serve; not how a cluster is started, nor HTTP.
-"""
+"""The Ray Serve applications: engines alone, behind a gateway elsewhere, or engines and gateways together."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import AsyncGenerator, Callable, Set
-from typing import Protocol
+import contextlib
+from collections.abc import Mapping
+from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
+from starlette.types import ASGIApp
 
 from service.config import EngineConfig
-from service.engine.errors import EngineDeadError, EngineError, EngineOverloadedError
-from service.engine.request import FinishReason, Request, RequestOutput
-from service.engine.stats import EngineHealth, EngineInfo, EngineStats
-from service.mailbox import Mailbox
+from service.engine.errors import EngineError
+from service.gateway.app import create_app
+from service.ray_client import RayEngineClient
+from service.ray_engine import ENGINE, EngineReplica, LoadEngine, load_engine
 from service.ray_router import LeastLoadedRouter
-from service.wire import Hello, Item, Pulse, StreamError, Verdict
+from service.settings import ServeSettings
+from service.startup import served_model
 
-ENGINE = "Engine"
-PULSE_PERIOD_S = 1.0
-MAX_GATEWAYS = 64
+GATEWAY = "Gateway"
+_MAX_GATEWAYS = 64
 # Requests a replica may hold beyond what its engine accepts, so that the refusal is the engine's, with its reason.
 _REFUSAL_SLACK = 64
-
-
-class ServedEngine(Protocol):
-    """What a replica needs of an engine; see `AsyncEngine`."""
-
-    info: EngineInfo
-
-    def start(self) -> None: ...
-    def submit(self, request: Request, listener: Callable[[RequestOutput], None]) -> None: ...
-    def abort(self, request_id: str) -> None: ...
-    def health(self) -> EngineHealth: ...
-    def stats(self) -> EngineStats: ...
-
-
-LoadEngine = Callable[[EngineConfig, str], ServedEngine]
-"""Loads an engine, blocking; the second argument is the replica's name."""
-
-
-def load_engine(config: EngineConfig, replica: str) -> ServedEngine:
-    """The engine of this project. Its thread count is set before torch reads the one Ray has chosen."""
-    num_threads = config.num_threads or len(os.sched_getaffinity(0))
-    os.environ["OMP_NUM_THREADS"] = str(num_threads)
-    from service.startup import start_engine
-
-    return start_engine(config, replica=replica)
-
-
-class _Gateway:
-    """One gateway's stream and the requests that feed it, each with the event of its end."""
-
-    def __init__(self, pulse: Callable[[], Pulse]) -> None:
-        self.mailbox = Mailbox()
-        self.requests: dict[str, asyncio.Event] = {}
-        self._pulse = pulse
-
-    def put(self, output: RequestOutput) -> None:
-        """Hands on what came of a request; its call ends with its last output."""
-        self.mailbox.put(output)
-        if output.finish_reason is not None and (ended := self.requests.pop(output.request_id, None)):
-            ended.set()
-        if output.finish_reason is FinishReason.ERROR:
-            # The engine is likely dead: the gateway should know that before it sends the next request.
-            self.mailbox.beat(self._pulse())
-
-    def fail(self, reason: str) -> None:
-        """Ends every request and then the stream."""
-        for request_id in list(self.requests):
-            self.put(RequestOutput(request_id, finish_reason=FinishReason.ERROR, error=reason))
-        self.mailbox.close()
-
-
-class EngineReplica:
-    """One engine, reached by any number of gateways.
-
-    A gateway opens one stream and sends its requests; what every step produces for any of them comes back as one
-    message of that stream. A request's own call lasts as long as the request does, so that Serve counts, drains and
-    cancels requests; a gateway whose stream ends takes its requests with it.
-    """
-
-    async def __init__(self, config: EngineConfig, load: LoadEngine = load_engine) -> None:  # type: ignore[misc]
-        self._name = serve.get_replica_context().replica_id.unique_id
-        self._max_unread = config.max_num_seqs + config.max_num_waiting
-        self._gateways: dict[str, _Gateway] = {}
-        self._failure = ""
-        self._engine = await asyncio.to_thread(load, config, self._name)
-        self._engine.start()
-        self._pulse_task = asyncio.create_task(self._beat())
-
-    async def open(
-        self,
-        gateway_id: str,
-        request: Request | None = None,
-        *,
-        avoid: Set[str] = frozenset(),  # noqa: ARG002
-    ) -> AsyncGenerator[Item, None]:
-        """Without a request: the stream of that gateway. With one: generates it, into that stream.
-
-        `avoid` is for the router alone: see `LeastLoadedRouter`.
-        """
-        return self._stream(gateway_id) if request is None else self._generate(gateway_id, request)
-
-    async def stats(self) -> EngineStats:
-        """Counters and gauges of this moment."""
-        return self._engine.stats()
-
-    async def check_health(self) -> None:
-        """Raises when the engine is dead or stuck: Serve then replaces this replica.
-
-        There is no way back, so everybody who waits gets an answer now.
-        """
-        health = self._engine.health()
-        if not health.is_healthy and not self._failure:
-            self._failure = health.reason
-            for gateway in self._gateways.values():
-                gateway.fail(health.reason)
-        if self._failure:
-            raise RuntimeError(self._failure)
-
-    async def _stream(self, gateway_id: str) -> AsyncGenerator[Item, None]:
-        if self._failure:
-            yield Verdict(self._name, EngineDeadError(self._failure))
-            return
-        if gateway_id in self._gateways:
-            yield Verdict(self._name, StreamError("the gateway has a stream from this replica"))
-            return
-        gateway = self._gateways[gateway_id] = _Gateway(self._pulse)
-        mailbox = gateway.mailbox
-        try:
-            yield Hello(self._name, self._engine.info, self._pulse())
-            while not mailbox.is_closed:
-                yield await mailbox.take()
-        finally:
-            del self._gateways[gateway_id]
-            for request_id, ended in gateway.requests.items():
-                self._engine.abort(request_id)
-                ended.set()
-
-    async def _generate(self, gateway_id: str, request: Request) -> AsyncGenerator[Item, None]:
-        request_id = request.request_id
-        try:
-            gateway = self._accept(gateway_id, request)
-        except EngineError as error:
-            yield Verdict(self._name, error)
-            return
-        ended = gateway.requests[request_id]
-        try:
-            yield Verdict(self._name)
-            await ended.wait()
-        finally:
-            if not ended.is_set():
-                del gateway.requests[request_id]
-                self._engine.abort(request_id)
-
-    def _accept(self, gateway_id: str, request: Request) -> _Gateway:
-        """Submits `request`. Raises EngineError."""
-        if self._failure:
-            raise EngineDeadError(self._failure)
-        gateway = self._gateways.get(gateway_id)
-        if gateway is None:
-            raise StreamError("the gateway has no stream from this replica")
-        if len(gateway.mailbox) > self._max_unread:
-            raise EngineOverloadedError("the gateway does not read its answers fast enough")
-        self._engine.submit(request, gateway.put)
-        gateway.requests[request.request_id] = asyncio.Event()
-        return gateway
-
-    def _pulse(self) -> Pulse:
-        return Pulse(self._engine.health(), self._engine.stats())
-
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(PULSE_PERIOD_S)
-            pulse = self._pulse()
-            for gateway in self._gateways.values():
-                gateway.mailbox.beat(pulse)
+_MAX_CONNECTIONS = 4096
+# Settings of a server of our own, which is not there when Serve does the listening.
+_NOT_IN_A_CLUSTER = {"host", "port", "local", "ray_address", "log_level"}
 
 
 def engine_application(
@@ -202,7 +48,7 @@ def engine_application(
     deployment = serve.deployment(
         name=ENGINE,
         num_replicas=num_replicas,
-        max_ongoing_requests=capacity + MAX_GATEWAYS + _REFUSAL_SLACK,
+        max_ongoing_requests=capacity + _MAX_GATEWAYS + _REFUSAL_SLACK,
         max_queued_requests=capacity * num_replicas + _REFUSAL_SLACK,
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
         health_check_period_s=1.0,
@@ -214,3 +60,46 @@ def engine_application(
         logging_config=LoggingConfig(enable_access_log=False),
     )(EngineReplica)
     return deployment.bind(config, load)
+
+
+@serve.ingress()
+class GatewayReplica:
+    """A gateway whose HTTP server is Serve's."""
+
+    async def __init__(self, settings: ServeSettings, engine: DeploymentHandle[EngineReplica]) -> None:  # type: ignore[misc]
+        client: RayEngineClient | None = None
+        while client is None:
+            # Engines take as long as they take to load; should they fail, the application does.
+            with contextlib.suppress(EngineError):
+                client = await RayEngineClient.connect(engine)
+        self._app = create_app(client, served_model(settings, await client.info()), settings.gateway_settings())
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self._app
+
+
+def build(args: Mapping[str, Any]) -> Application:
+    """The application of engines and gateways, for `serve run` and Serve's configuration files.
+
+    `args` are options of `tessera serve`, with their names and meanings. Numbers of replicas and autoscaling are
+    better set on the deployments, `Engine` and `Gateway`. Raises ValueError, naming the option.
+    """
+    if misplaced := sorted(_NOT_IN_A_CLUSTER & args.keys()):
+        raise ValueError(f"not an option in a cluster: {', '.join(misplaced)}")
+    settings = ServeSettings.model_validate(dict(args))
+    engine = engine_application(
+        settings.engine_config(),
+        num_replicas=settings.replicas,
+        num_cpus=settings.threads or 1,
+        num_gpus=settings.num_gpus,
+        drain_timeout_s=settings.drain_timeout,
+    )
+    gateway = serve.deployment(
+        name=GATEWAY,
+        max_ongoing_requests=_MAX_CONNECTIONS,
+        ray_actor_options={"num_cpus": 0.5},
+        graceful_shutdown_timeout_s=settings.drain_timeout,
+        graceful_shutdown_wait_loop_s=0.5,
+        logging_config=LoggingConfig(enable_access_log=False),
+    )(GatewayReplica)
+    return gateway.bind(settings, engine)

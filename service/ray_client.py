@@ -14,15 +14,14 @@ from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from ray import serve
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from service.deployment import ENGINE, EngineReplica
 from service.engine.errors import EngineDeadError, EngineError, EngineOverloadedError, RequestRejectedError
 from service.engine.request import Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 from service.flight import Flight
+from service.ray_engine import EngineReplica
 from service.wire import Hello, Item, Pulse, StepMessage, StreamError, Verdict, unpack
 
 logger = logging.getLogger(__name__)
@@ -55,13 +54,14 @@ class _Link:
 
 
 class RayEngineClient:
-    """Implements the gateway's `EngineClient` over the replicas of one Serve application.
+    """Implements the gateway's `EngineClient` over the replicas of one deployment.
 
     All methods are called on the event loop that `connect` ran on. Replicas may come and go at any time.
     """
 
-    def __init__(self, app_name: str, *, replica_timeout_s: float = REPLICA_TIMEOUT_S) -> None:
-        deployment: DeploymentHandle[EngineReplica] = serve.get_deployment_handle(ENGINE, app_name)
+    def __init__(
+        self, deployment: DeploymentHandle[EngineReplica], *, replica_timeout_s: float = REPLICA_TIMEOUT_S
+    ) -> None:
         # By value (gRPC between the processes, plain pickle) a message costs a fifth of one through Ray's objects.
         self._handle = deployment.options(
             method_name="open",
@@ -80,9 +80,11 @@ class RayEngineClient:
         self._is_closed = False
 
     @classmethod
-    async def connect(cls, app_name: str, *, replica_timeout_s: float = REPLICA_TIMEOUT_S) -> RayEngineClient:
+    async def connect(
+        cls, deployment: DeploymentHandle[EngineReplica], *, replica_timeout_s: float = REPLICA_TIMEOUT_S
+    ) -> RayEngineClient:
         """A client with a stream from every replica there is. Raises EngineError when none answers in time."""
-        client = cls(app_name, replica_timeout_s=replica_timeout_s)
+        client = cls(deployment, replica_timeout_s=replica_timeout_s)
         try:
             await client._open_link()
             await client._look_around()

@@ -97,10 +97,13 @@ def _application(settings: ServeSettings, config: EngineConfig) -> Application:
 
 
 async def _connect() -> EngineClient:
+    from ray import serve
+
     from service.ray_client import RayEngineClient
+    from service.ray_engine import ENGINE
 
     try:
-        return await RayEngineClient.connect(APP_NAME)
+        return await RayEngineClient.connect(serve.get_deployment_handle(ENGINE, APP_NAME))
     except EngineError as error:
         raise EngineStartError(str(error)) from error
 

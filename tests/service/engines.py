@@ -13,7 +13,9 @@ from service.engine.stats import EngineInfo
 from tests.engine.scripted import VOCAB_SIZE, ScriptedRunner, make_scheduler
 
 if TYPE_CHECKING:  # Ray reads its settings when imported: not before the cluster is started.
-    from service.deployment import ServedEngine
+    from ray.serve.handle import DeploymentHandle
+
+    from service.ray_engine import EngineReplica, ServedEngine
 
 MAX_MODEL_LEN = 4096
 POISON = 49
@@ -70,3 +72,10 @@ def load_paced(config: EngineConfig, replica: str, step_s: float = 0.002) -> Ser
 def load_nothing(config: EngineConfig, replica: str) -> ServedEngine:
     """What a checkpoint that is not there does."""
     raise FileNotFoundError(f"{config.model_dir} has no model.safetensors")
+
+
+def engine_of(app: str) -> DeploymentHandle[EngineReplica]:
+    """The engines of an application that runs."""
+    from ray import serve
+
+    return serve.get_deployment_handle("Engine", app)

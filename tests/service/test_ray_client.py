@@ -16,7 +16,7 @@ from service.engine.errors import EngineError, EngineOverloadedError, RequestRej
 from service.engine.request import FinishReason, Request
 from service.ray_cluster import RayCluster
 from tests.engine.scripted import continuation, make_request
-from tests.service.engines import MAX_MODEL_LEN, load_paced
+from tests.service.engines import MAX_MODEL_LEN, engine_of, load_paced
 
 if TYPE_CHECKING:
     from service.ray_client import RayEngineClient
@@ -37,7 +37,7 @@ async def client(cluster: RayCluster) -> AsyncIterator[RayEngineClient]:
     from service.ray_client import RayEngineClient
 
     await cluster.deploy(lambda: engine_application(CONFIG, num_replicas=NUM_REPLICAS, load=load_paced), "well")
-    client = await RayEngineClient.connect("well")
+    client = await RayEngineClient.connect(engine_of("well"))
     yield client
     await client.close()
 
@@ -145,7 +145,7 @@ async def test_cancelling_the_reader_frees_the_memory_at_any_time(client: RayEng
 async def test_gateways_do_not_mix(client: RayEngineClient) -> None:
     from service.ray_client import RayEngineClient
 
-    other = await RayEngineClient.connect("well")
+    other = await RayEngineClient.connect(engine_of("well"))
     requests = [make_request(f"mine-{n}", (n + 1,), 100, ignore_eos=True) for n in range(6)]
     theirs = [make_request(f"theirs-{n}", (n + 1,), 4000, ignore_eos=True) for n in range(6)]
     readers = [asyncio.create_task(collect(other, request)) for request in theirs]
@@ -161,7 +161,7 @@ async def test_gateways_do_not_mix(client: RayEngineClient) -> None:
 async def test_what_a_closed_client_was_doing_ends_with_an_error(client: RayEngineClient) -> None:
     from service.ray_client import RayEngineClient
 
-    other = await RayEngineClient.connect("well")
+    other = await RayEngineClient.connect(engine_of("well"))
     outputs = other.generate(make_request("closed", max_tokens=4000, ignore_eos=True))
     await anext(outputs)
     await other.close()

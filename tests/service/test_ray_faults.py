@@ -21,7 +21,7 @@ from service.engine.errors import EngineDeadError
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.ray_cluster import RayCluster
 from tests.engine.scripted import continuation, make_request
-from tests.service.engines import POISON, STALL, load_paced
+from tests.service.engines import POISON, STALL, engine_of, load_paced
 
 if TYPE_CHECKING:
     from service.ray_client import RayEngineClient
@@ -41,7 +41,7 @@ async def deploy(cluster: RayCluster, app: str, num_replicas: int, step_s: float
 
     load = partial(load_paced, step_s=step_s)
     await cluster.deploy(lambda: engine_application(CONFIG, num_replicas=num_replicas, num_cpus=0.1, load=load), app)
-    return await RayEngineClient.connect(app)
+    return await RayEngineClient.connect(engine_of(app))
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -190,7 +190,8 @@ async def main():
     await cluster.start()
     from service.ray_client import RayEngineClient
     from tests.engine.scripted import make_request
-    client = await RayEngineClient.connect(sys.argv[2])
+    from tests.service.engines import engine_of
+    client = await RayEngineClient.connect(engine_of(sys.argv[2]))
     async for _ in client.generate(make_request("orphan", max_tokens=4000, ignore_eos=True)):
         print("token", flush=True)
 

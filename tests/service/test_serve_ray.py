@@ -73,12 +73,10 @@ def test_a_client_that_goes_away_frees_the_replica(server: ServerProcess) -> Non
     request = STREAM | {"n": 32, "max_tokens": 480}
     with httpx.stream("POST", server.url + "/v1/completions", json=request, timeout=60) as stream:
         next(stream.iter_lines())
-    deadline = time.monotonic() + 2
-    while metric(server, "num_requests_running") + metric(server, "num_requests_waiting") > 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert metric(server, "engine_aborted_total") == 32
+    time.sleep(0.5)  # for what was still on its way to the replica
+    assert metric(server, "num_requests_running") + metric(server, "num_requests_waiting") == 0
     assert metric(server, "num_free_memory_blocks") == metric(server, "num_memory_blocks")
+    assert metric(server, "engine_generation_tokens_total") < 32 * 480 / 2
 
 
 def test_nothing_of_it_can_be_reached_from_elsewhere(server: ServerProcess, processes: dict[int, str]) -> None:

@@ -1,0 +1,175 @@
+"""An engine behind a Ray Serve replica. Knows how gateways reach it there; not how it is deployed, nor HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Set
+from typing import Protocol
+
+from ray import serve
+
+from service.config import EngineConfig
+from service.engine.errors import EngineDeadError, EngineError, EngineOverloadedError
+from service.engine.request import FinishReason, Request, RequestOutput
+from service.engine.stats import EngineHealth, EngineInfo, EngineStats
+from service.mailbox import Mailbox
+from service.wire import Hello, Item, Pulse, StreamError, Verdict
+
+ENGINE = "Engine"
+PULSE_PERIOD_S = 1.0
+
+
+class ServedEngine(Protocol):
+    """What a replica needs of an engine; see `AsyncEngine`."""
+
+    info: EngineInfo
+
+    def start(self) -> None: ...
+    def submit(self, request: Request, listener: Callable[[RequestOutput], None]) -> None: ...
+    def abort(self, request_id: str) -> None: ...
+    def health(self) -> EngineHealth: ...
+    def stats(self) -> EngineStats: ...
+
+
+LoadEngine = Callable[[EngineConfig, str], ServedEngine]
+"""Loads an engine, blocking; the second argument is the replica's name."""
+
+
+def load_engine(config: EngineConfig, replica: str) -> ServedEngine:
+    """The engine of this project. Its thread count is set before torch reads the one Ray has chosen."""
+    num_threads = config.num_threads or len(os.sched_getaffinity(0))
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    from service.startup import start_engine
+
+    return start_engine(config, replica=replica)
+
+
+class _Gateway:
+    """One gateway's stream and the requests that feed it, each with the event of its end."""
+
+    def __init__(self, pulse: Callable[[], Pulse]) -> None:
+        self.mailbox = Mailbox()
+        self.requests: dict[str, asyncio.Event] = {}
+        self._pulse = pulse
+
+    def put(self, output: RequestOutput) -> None:
+        """Hands on what came of a request; its call ends with its last output."""
+        self.mailbox.put(output)
+        if output.finish_reason is not None and (ended := self.requests.pop(output.request_id, None)):
+            ended.set()
+        if output.finish_reason is FinishReason.ERROR:
+            # The engine is likely dead: the gateway should know that before it sends the next request.
+            self.mailbox.beat(self._pulse())
+
+    def fail(self, reason: str) -> None:
+        """Ends every request and then the stream."""
+        for request_id in list(self.requests):
+            self.put(RequestOutput(request_id, finish_reason=FinishReason.ERROR, error=reason))
+        self.mailbox.close()
+
+
+class EngineReplica:
+    """One engine, reached by any number of gateways.
+
+    A gateway opens one stream and sends its requests; what every step produces for any of them comes back as one
+    message of that stream. A request's own call lasts as long as the request does, so that Serve counts, drains and
+    cancels requests; a gateway whose stream ends takes its requests with it.
+    """
+
+    async def __init__(self, config: EngineConfig, load: LoadEngine = load_engine) -> None:  # type: ignore[misc]
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._max_unread = config.max_num_seqs + config.max_num_waiting
+        self._gateways: dict[str, _Gateway] = {}
+        self._failure = ""
+        self._engine = await asyncio.to_thread(load, config, self._name)
+        self._engine.start()
+        self._pulse_task = asyncio.create_task(self._beat())
+
+    async def open(
+        self,
+        gateway_id: str,
+        request: Request | None = None,
+        *,
+        avoid: Set[str] = frozenset(),  # noqa: ARG002
+    ) -> AsyncGenerator[Item, None]:
+        """Without a request: the stream of that gateway. With one: generates it, into that stream.
+
+        `avoid` is for the router alone: see `LeastLoadedRouter`.
+        """
+        return self._stream(gateway_id) if request is None else self._generate(gateway_id, request)
+
+    async def stats(self) -> EngineStats:
+        """Counters and gauges of this moment."""
+        return self._engine.stats()
+
+    async def check_health(self) -> None:
+        """Raises when the engine is dead or stuck: Serve then replaces this replica.
+
+        There is no way back, so everybody who waits gets an answer now.
+        """
+        health = self._engine.health()
+        if not health.is_healthy and not self._failure:
+            self._failure = health.reason
+            for gateway in self._gateways.values():
+                gateway.fail(health.reason)
+        if self._failure:
+            raise RuntimeError(self._failure)
+
+    async def _stream(self, gateway_id: str) -> AsyncGenerator[Item, None]:
+        if self._failure:
+            yield Verdict(self._name, EngineDeadError(self._failure))
+            return
+        if gateway_id in self._gateways:
+            yield Verdict(self._name, StreamError("the gateway has a stream from this replica"))
+            return
+        gateway = self._gateways[gateway_id] = _Gateway(self._pulse)
+        mailbox = gateway.mailbox
+        try:
+            yield Hello(self._name, self._engine.info, self._pulse())
+            while not mailbox.is_closed:
+                yield await mailbox.take()
+        finally:
+            del self._gateways[gateway_id]
+            for request_id, ended in gateway.requests.items():
+                self._engine.abort(request_id)
+                ended.set()
+
+    async def _generate(self, gateway_id: str, request: Request) -> AsyncGenerator[Item, None]:
+        request_id = request.request_id
+        try:
+            gateway = self._accept(gateway_id, request)
+        except EngineError as error:
+            yield Verdict(self._name, error)
+            return
+        ended = gateway.requests[request_id]
+        try:
+            yield Verdict(self._name)
+            await ended.wait()
+        finally:
+            if not ended.is_set():
+                del gateway.requests[request_id]
+                self._engine.abort(request_id)
+
+    def _accept(self, gateway_id: str, request: Request) -> _Gateway:
+        """Submits `request`. Raises EngineError."""
+        if self._failure:
+            raise EngineDeadError(self._failure)
+        gateway = self._gateways.get(gateway_id)
+        if gateway is None:
+            raise StreamError("the gateway has no stream from this replica")
+        if len(gateway.mailbox) > self._max_unread:
+            raise EngineOverloadedError("the gateway does not read its answers fast enough")
+        self._engine.submit(request, gateway.put)
+        gateway.requests[request.request_id] = asyncio.Event()
+        return gateway
+
+    def _pulse(self) -> Pulse:
+        return Pulse(self._engine.health(), self._engine.stats())
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(PULSE_PERIOD_S)
+            pulse = self._pulse()
+            for gateway in self._gateways.values():
+                gateway.mailbox.beat(pulse)

@@ -1,0 +1,148 @@
+"""Engines and gateways as deployments, by `serve run` and a configuration file: HAProxy, two gateways, one engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from service.settings import DEFAULT_MODEL
+from tests.service.process import clean_environment
+from tests.service.ray_processes import processes_of, wait_until_gone
+
+START_TIMEOUT_S = 120
+REQUEST = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def environment(directory: Path) -> dict[str, str]:
+    proxy = directory / "proxy"
+    return clean_environment() | {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.urandom(16).hex(),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_TMPDIR": str(directory),
+    }
+
+
+def configuration(port: int) -> dict[str, object]:
+    application = {
+        "name": "tessera",
+        "route_prefix": "/",
+        "import_path": "service.deployment:build",
+        "args": {"model": str(DEFAULT_MODEL), "threads": 1},
+        "deployments": [{"name": "Engine", "num_replicas": 1}, {"name": "Gateway", "num_replicas": 2}],
+    }
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [application],
+    }
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    # Sockets have short paths: pytest's own directories would be too deep.
+    directory = Path(tempfile.mkdtemp(prefix="tc-", dir="/tmp"))
+    (directory / "proxy").mkdir()
+    port = free_port()
+    (directory / "serve.yaml").write_text(yaml.safe_dump(configuration(port)))
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", str(directory / "serve.yaml")]
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(directory))
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            wait_until_ready(client, process, directory / "log")
+            yield client
+    finally:
+        processes = processes_of(directory)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+        wait_until_gone(processes, timeout_s=10)
+        shutil.rmtree(directory)
+
+
+def wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Both gateways have to answer; right after the start HAProxy may close a connection without an answer."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    num_in_a_row = 0
+    while num_in_a_row < 10:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        try:
+            num_in_a_row = num_in_a_row + 1 if client.get("/readyz").status_code == 200 else 0
+        except httpx.TransportError:
+            num_in_a_row = 0
+        time.sleep(0.1)
+
+
+def test_a_stream_is_the_answer_in_pieces(client: httpx.Client) -> None:
+    with client.stream("POST", "/v1/completions", json=REQUEST | {"stream": True}) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
+    assert events.pop() == "[DONE]"
+    pieces = [json.loads(event)["choices"][0]["text"] for event in events]
+    assert len(pieces) > 5
+    whole = client.post("/v1/completions", json=REQUEST).json()
+    assert "".join(pieces) == whole["choices"][0]["text"]
+
+
+def test_every_gateway_gives_the_same_answer(client: httpx.Client) -> None:
+    url = client.base_url.join("/v1/completions")
+    answers = [httpx.post(url, json=REQUEST, timeout=60).json() for _ in range(6)]
+    assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+
+
+def test_errors_keep_their_shape_behind_the_proxy(client: httpx.Client) -> None:
+    refused = client.post("/v1/completions", json=REQUEST | {"max_tokens": -1})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
+    assert client.get("/nowhere").json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_client_that_goes_away_frees_the_engine(client: httpx.Client) -> None:
+    def metric(name: str) -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(f"mosaic_{name}{{"))
+
+    request = REQUEST | {"n": 32, "temperature": 1, "max_tokens": 480, "stream": True}
+    url = client.base_url.join("/v1/completions")
+    with httpx.stream("POST", url, json=request, timeout=60) as stream:
+        next(stream.iter_lines())
+    time.sleep(0.5)  # for what was still on its way to the engine
+    assert metric("num_requests_running") + metric("num_requests_waiting") == 0
+    assert metric("num_free_memory_blocks") == metric("num_memory_blocks")
+    assert metric("engine_generation_tokens_total") < 32 * 480 / 2
+
+
+def test_options_that_mean_nothing_here_are_refused_by_name() -> None:
+    code = "from service.deployment import build; build({'port': 1})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "ValueError: not an option in a cluster: port" in done.stderr
