@@ -75,7 +75,7 @@ class GatewayServer:
             runner.run(main())
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 5.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 10.0) -> None:
     """Blocks until `condition` holds; AssertionError naming `what` where it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

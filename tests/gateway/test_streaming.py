@@ -82,6 +82,17 @@ def test_text_of_a_stop_string_never_shows_even_when_it_comes_in_pieces(
     wait_until(lambda: engine.aborted, "the engine to hear of it")
 
 
+def test_a_stop_string_frees_its_choice_while_the_others_go_on(
+    client: httpx.Client, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    engine.script = by_choice([hang(tokenizer.encode("the end")), hang([5])])
+    body = {"prompt": [1], "n": 2, "stop": "end", "stream": True}
+    with client.stream("POST", "/v1/completions", json=body):
+        wait_until(lambda: engine.aborted, "the first choice to be aborted")
+        assert [request_id[-1] for request_id in engine.aborted] == ["0"]
+        assert [request_id[-1] for request_id in engine.running] == ["1"]
+
+
 def test_the_first_token_is_sent_while_the_second_is_not_yet_there(
     client: httpx.Client, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
