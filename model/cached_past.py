@@ -18,6 +18,8 @@ class CachedStep:
     """One call on a batch, through all layers. State is written back by `commit` alone."""
 
     def __init__(self, batch: MemoryBatch, config: MosaicConfig, dtype: torch.dtype) -> None:
+        if batch.cache.keys_by_dimension:
+            raise ValueError("this cache stores keys by dimension; the plain forward reads them by pair")
         self.cache = batch.cache
         self.plan = plan_step(batch, config.n_head, dtype)
         self.slots = batch.slots[self.plan.sequences]

@@ -103,3 +103,9 @@ def test_a_failed_call_leaves_the_sequences_as_they_were() -> None:
         model(torch.tensor([99]), batch)
     assert torch.equal(memory.cache.state, state)
     torch.testing.assert_close(model(torch.tensor([3]), batch)[0], model(torch.tensor([[1, 2, 3]]))[0, -1])
+
+
+def test_keys_stored_by_dimension_are_not_misread() -> None:
+    memory = SimpleMemory(small_config(), 1, 9, keys_by_dimension=True)
+    with pytest.raises(ValueError, match="by dimension"):
+        random_model(small_config(), dtype=torch.float32)(torch.tensor([1, 2]), memory.extend([2]))
