@@ -63,7 +63,7 @@ class Subject:
         )
         for part in torch.split(token_ids, self.chunk, dim=1):
             batch = memory.extend([part.shape[1]] * windows)
-            yield self.kernel.step(part.flatten(), batch, all_logits=True).view(*part.shape, -1)
+            yield self.kernel.step(part.flatten(), batch, rows=torch.arange(part.numel())).view(*part.shape, -1)
 
 
 @dataclass

@@ -90,15 +90,15 @@ class CpuKernel:
             failed = self._lib.mosaic_set_vector(self._handle, layer, name.encode(), v.data_ptr(), v.numel())
             cpu_library.check(self._lib, failed)
 
-    def step(self, token_ids: Tensor, batch: MemoryBatch, *, all_logits: bool = False) -> Tensor:
-        """As `MemoryMosaic.forward` with a cache. Raises RuntimeError, before any work, for ids out of range."""
+    def step(self, token_ids: Tensor, batch: MemoryBatch, *, rows: Tensor | None = None) -> Tensor:
+        """See `Kernel.step`. Raises RuntimeError, before any work, for ids out of range."""
         cache = batch.cache
         if not cache.keys_by_dimension:
             raise ValueError("the CPU kernels need a cache whose keys lie by dimension")
         num_new = torch.tensor(batch.num_new, dtype=torch.int32)
         num_computed = torch.tensor(batch.num_computed, dtype=torch.int32)
-        rows = torch.arange(batch.num_tokens, dtype=torch.int32) if all_logits else num_new.cumsum(0).int() - 1
-        logits = torch.empty(len(rows), self._vocab_size)
+        wanted = num_new.cumsum(0).int() - 1 if rows is None else rows.int()
+        logits = torch.empty(len(wanted), self._vocab_size)
         tables, slots, ids = batch.block_tables.contiguous(), batch.slots.contiguous(), token_ids.contiguous()
         view = CacheView(
             keys=cache.keys.data_ptr(),
@@ -118,8 +118,8 @@ class CpuKernel:
             block_tables=tables.data_ptr(),
             num_computed=num_computed.data_ptr(),
             num_new=num_new.data_ptr(),
-            logit_rows=rows.data_ptr(),
-            num_logit_rows=len(rows),
+            logit_rows=wanted.data_ptr(),
+            num_logit_rows=len(wanted),
             logits=logits.data_ptr(),
         )
         cpu_library.check(self._lib, self._lib.mosaic_step(self._handle, ctypes.byref(view), ctypes.byref(step)))

@@ -18,8 +18,12 @@ class Kernel(Protocol):
     keys_by_dimension: bool
     """How the `MemoryCache` it works on must be laid out."""
 
-    def step(self, token_ids: Tensor, batch: MemoryBatch, *, all_logits: bool = False) -> Tensor:
-        """As `MemoryMosaic.forward` with a cache: absorbs the tokens, returns logits."""
+    def step(self, token_ids: Tensor, batch: MemoryBatch, *, rows: Tensor | None = None) -> Tensor:
+        """Absorbs `token_ids` [tokens] as `MemoryMosaic.forward` with a cache does.
+
+        Returns the logits after each sequence's last token, [sequences, vocab_size], or those after the tokens `rows`
+        [wanted] int64, [wanted, vocab_size].
+        """
         ...
 
 
@@ -32,6 +36,6 @@ class TorchKernel:
         self.path = f"torch-{model.embedding.weight.device.type}"
         self._model = model
 
-    def step(self, token_ids: Tensor, batch: MemoryBatch, *, all_logits: bool = False) -> Tensor:
-        logits: Tensor = self._model(token_ids, batch, all_logits=all_logits)
-        return logits
+    def step(self, token_ids: Tensor, batch: MemoryBatch, *, rows: Tensor | None = None) -> Tensor:
+        logits: Tensor = self._model(token_ids, batch, all_logits=rows is not None)
+        return logits if rows is None else logits[rows]

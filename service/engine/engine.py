@@ -6,14 +6,14 @@ import time
 from typing import Protocol
 
 from service.engine.request import Request, RequestOutput
-from service.engine.scheduler import Scheduler, SchedulerOutput
+from service.engine.scheduler import Scheduler, SchedulerOutput, StepOutput
 from service.engine.stats import EngineStats
 
 
 class Runner(Protocol):
-    """Executes a plan and returns the token sampled per scheduled sequence, None where none was."""
+    """Executes a plan."""
 
-    def execute(self, plan: SchedulerOutput) -> list[int | None]: ...
+    def execute(self, plan: SchedulerOutput) -> StepOutput: ...
 
 
 class Engine:
@@ -55,11 +55,11 @@ class Engine:
         if not plan.scheduled:
             return []
         planned_s = time.perf_counter()
-        token_ids = self.runner.execute(plan)
+        result = self.runner.execute(plan)
         executed_s = time.perf_counter()
-        outputs = self.scheduler.update_from_output(plan, token_ids)
+        outputs = self.scheduler.update_from_output(plan, result)
         self.num_steps += 1
-        self.num_generated_tokens += len(outputs)
+        self.num_generated_tokens += sum(len(output.new_token_ids) for output in outputs)
         self.forward_time_s += executed_s - planned_s
         self.step_time_s += time.perf_counter() - started_s
         return outputs

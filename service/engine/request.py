@@ -22,6 +22,12 @@ class SamplingParams:
     `seed` is fixed by the gateway, so that a request resumed on another replica continues identically: token
     number `i` of a request is a function of (`seed`, `choice_index`, `i`) and of the text before it alone.
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the respective filter off.
+
+    `repetition_penalty` divides positive logits of tokens seen in prompt or output, and multiplies negative ones;
+    `presence_penalty` is taken from the logits of tokens in the output, `frequency_penalty` once per occurrence.
+    `logit_bias` adds to logits. `allowed_token_ids` forbids all others. `bad_words` are token sequences whose last
+    token is forbidden after the ones before it. `num_logprobs` asks for each generated token's log probability and
+    those of so many likeliest ones, `num_prompt_logprobs` for the prompt's; None asks for neither.
     """
 
     max_tokens: int
@@ -34,6 +40,25 @@ class SamplingParams:
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+
+    @property
+    def has_penalty(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def mentioned_token_ids(self) -> tuple[int, ...]:
+        """Every id these parameters speak of."""
+        biased = tuple(token_id for token_id, _ in self.logit_bias)
+        words = tuple(token_id for word in self.bad_words for token_id in word)
+        return (*self.stop_token_ids, *biased, *words, *(self.allowed_token_ids or ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +76,19 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """What the network thought of one token, before any temperature, penalty or filter.
+
+    `rank` is 1 for the likeliest. `top` are the likeliest tokens with their log probabilities, in order.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RequestTiming:
     """Where the time went, in seconds on the engine's clock."""
 
@@ -64,7 +102,8 @@ class RequestOutput:
     """What one engine step produced for one request.
 
     `new_token_ids` includes the stop token, if one ended the request; `stop_token_id` names it. `error` is set with
-    `FinishReason.ERROR` alone. `timing` comes with the terminal output.
+    `FinishReason.ERROR` alone. `timing` comes with the terminal output. `logprobs` has one entry per new token where
+    they were asked for; `prompt_logprobs`, one per prompt token after the first, comes with the first output.
     """
 
     request_id: str
@@ -73,6 +112,8 @@ class RequestOutput:
     stop_token_id: int | None = None
     error: str | None = None
     timing: RequestTiming | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
     @property
     def is_finished(self) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from model.cache import MemoryBatch, MemoryCache
 from model.config import MosaicConfig
 from model.kernels.kernel import Kernel
+from service.engine.logits import needs_adjusting, token_logprobs
+from service.engine.request import TokenLogprob
 from service.engine.sampler import SamplingRow, sample
-from service.engine.scheduler import ScheduledSequence, SchedulerOutput
+from service.engine.scheduler import ScheduledSequence, SchedulerOutput, StepOutput
 
 
 class ModelRunner:
@@ -24,18 +29,57 @@ class ModelRunner:
         self._eos_token_id = config.eos_token_id
 
     @torch.inference_mode()
-    def execute(self, plan: SchedulerOutput) -> list[int | None]:
-        """Absorbs the plan's tokens into the cache; returns the token sampled per scheduled sequence, or None."""
-        logits = self.kernel.step(self._token_ids(plan), self._batch(plan))
+    def execute(self, plan: SchedulerOutput) -> StepOutput:
+        """Absorbs the plan's tokens into the cache and samples where a sequence's last known token was among them."""
+        wanted = [_PromptRows(item) if item.sequence.wants_prompt_logprobs else None for item in plan.scheduled]
+        if not any(wanted):
+            return self._sample(plan, self.kernel.step(self._token_ids(plan), self._batch(plan)))
+        rows: list[int] = []
+        first, num_last = 0, len(plan.scheduled)
+        for item in plan.scheduled:
+            rows.append(first + item.num_tokens - 1)
+            first += item.num_tokens
+        first = 0
+        for item, prompt in zip(plan.scheduled, wanted, strict=True):
+            rows += range(first, first + len(prompt.predicted)) if prompt else ()
+            first += item.num_tokens
+        logits = self.kernel.step(self._token_ids(plan), self._batch(plan), rows=torch.tensor(rows))
+        result = self._sample(plan, logits[:num_last])
+        return StepOutput(result.token_ids, result.logprobs, self._prompt_logprobs(wanted, logits[num_last:]))
+
+    def _sample(self, plan: SchedulerOutput, logits: Tensor) -> StepOutput:
+        """`logits` [scheduled, vocab_size] after the last token of each scheduled sequence."""
         sampled = [i for i, item in enumerate(plan.scheduled) if item.is_sampled]
-        result: list[int | None] = [None] * len(plan.scheduled)
-        if sampled:
-            rows = [self._sampling_row(plan.scheduled[i]) for i in sampled]
-            for i, token_id in zip(sampled, sample(logits[sampled, : self._num_sampled_ids], rows), strict=True):
-                result[i] = token_id
+        token_ids: list[int | None] = [None] * len(plan.scheduled)
+        if not sampled:
+            return StepOutput(token_ids)
+        logits = logits[sampled, : self._num_sampled_ids]
+        rows = [self._sampling_row(plan.scheduled[i]) for i in sampled]
+        told = [n for n, row in enumerate(rows) if row.params.num_logprobs is not None]
+        untouched = logits[told] if told else None
+        drawn = sample(logits, rows)
+        for i, token_id in zip(sampled, drawn, strict=True):
+            token_ids[i] = token_id
+        if untouched is None:
+            return StepOutput(token_ids)
+        asked = [rows[n].params.num_logprobs or 0 for n in told]
+        logprobs = _limited(token_logprobs(untouched, [drawn[n] for n in told], max(asked)), asked)
+        return StepOutput(token_ids, {sampled[n]: logprob for n, logprob in zip(told, logprobs, strict=True)})
+
+    def _prompt_logprobs(
+        self, wanted: Sequence[_PromptRows | None], logits: Tensor
+    ) -> dict[int, tuple[TokenLogprob, ...]]:
+        result: dict[int, tuple[TokenLogprob, ...]] = {}
+        first = 0
+        for i, prompt in enumerate(wanted):
+            if prompt and prompt.predicted:
+                # A prompt may name ids that are never sampled: what the network thinks of them counts here.
+                part = logits[first : first + len(prompt.predicted)]
+                result[i] = token_logprobs(part, prompt.predicted, prompt.num_top)
+                first += len(prompt.predicted)
         return result
 
-    def _token_ids(self, plan: SchedulerOutput) -> torch.Tensor:
+    def _token_ids(self, plan: SchedulerOutput) -> Tensor:
         token_ids: list[int] = []
         for item in plan.scheduled:
             token_ids += item.sequence.token_ids[item.start : item.start + item.num_tokens]
@@ -54,10 +98,29 @@ class ModelRunner:
         )
 
     def _sampling_row(self, item: ScheduledSequence) -> SamplingRow:
-        params, position = item.sequence.request.sampling, item.sequence.num_output_tokens
+        sequence = item.sequence
+        params, position = sequence.request.sampling, sequence.num_output_tokens
         banned: tuple[int, ...] = ()
         if position + 1 < params.min_tokens:
             banned = params.stop_token_ids
             if self._eos_token_id is not None and not params.ignore_eos:
                 banned = (*banned, self._eos_token_id)
-        return SamplingRow(params, position, tuple(i for i in banned if i < self._num_sampled_ids))
+        if not needs_adjusting(params, banned):
+            return SamplingRow(params, position)
+        return SamplingRow(
+            params, position, banned, prompt=sequence.request.prompt_token_ids, output=sequence.output_token_ids
+        )
+
+
+class _PromptRows:
+    """Which of a scheduled sequence's new tokens predict tokens of its prompt, and which ones they are."""
+
+    def __init__(self, item: ScheduledSequence) -> None:
+        last = min(item.start + item.num_tokens, item.sequence.num_prompt_tokens - 1)
+        self.predicted = item.sequence.token_ids[item.start + 1 : last + 1]
+        self.num_top = item.sequence.request.sampling.num_prompt_logprobs or 0
+
+
+def _limited(logprobs: Sequence[TokenLogprob], asked: Sequence[int]) -> list[TokenLogprob]:
+    """Each with as many alternatives as its request asked for: they were all worked out together."""
+    return [TokenLogprob(p.token_id, p.logprob, p.rank, p.top[:n]) for p, n in zip(logprobs, asked, strict=True)]

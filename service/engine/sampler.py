@@ -10,16 +10,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from service.engine.logits import adjust, needs_adjusting
 from service.engine.request import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
-    """How to draw one token: the request's parameters, how many tokens it has, ids it may not draw just now."""
+    """How to draw one token: the request's parameters, how many tokens it has, ids it may not draw just now.
+
+    `prompt` and `output` are its tokens so far, for the parameters that look back at them.
+    """
 
     params: SamplingParams
     position: int
     banned_token_ids: tuple[int, ...] = ()
+    prompt: Sequence[int] = ()
+    output: Sequence[int] = ()
 
 
 def uniform(seed: int, choice_index: int, position: int) -> float:
@@ -34,13 +40,13 @@ def uniform(seed: int, choice_index: int, position: int) -> float:
 
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
-    """Draws one token per row of `logits` [rows, vocab] (float, modified in place where ids are banned).
+    """Draws one token per row of `logits` [rows, vocab] (float, modified in place).
 
-    The filters are applied in the order temperature, min-p, top-k, top-p, as in vLLM; ties go to the lower id.
+    Adjusted logits go through temperature, min-p, top-k and top-p, in this order as in vLLM; ties go to the lower id.
     """
     for i, row in enumerate(rows):
-        if row.banned_token_ids:
-            logits[i, list(row.banned_token_ids)] = -torch.inf
+        if needs_adjusting(row.params, row.banned_token_ids):
+            adjust(logits[i], row.params, row.prompt, row.output, row.banned_token_ids)
     token_ids: list[int] = logits.argmax(dim=-1).tolist()
     drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     filtered = [i for i in drawn if _has_filter(rows[i].params)]

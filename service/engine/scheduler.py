@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from service.engine.block_manager import BlockManager
 from service.engine.errors import RequestRejectedError
-from service.engine.request import FinishReason, Request, RequestOutput
+from service.engine.request import FinishReason, Request, RequestOutput, TokenLogprob
 from service.engine.sequence import RequestStatus, Sequence
 
 
@@ -44,6 +44,19 @@ class SchedulerOutput:
     @property
     def num_tokens(self) -> int:
         return sum(item.num_tokens for item in self.scheduled)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What executing a plan gave, by index into `scheduled`.
+
+    `token_ids` are the sampled tokens, None where none was; `logprobs` and `prompt_logprobs` are there where asked for,
+    the latter for the prompt tokens that this step's tokens predicted.
+    """
+
+    token_ids: SequenceOf[int | None]
+    logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -83,14 +96,15 @@ class Scheduler:
         num_prompt, sampling = len(request.prompt_token_ids), request.sampling
         if num_prompt == 0:
             raise RequestRejectedError("the prompt has no tokens")
-        if sampling.max_tokens <= len(request.output_token_ids):
+        is_scoring = sampling.max_tokens == 0 and sampling.num_prompt_logprobs is not None
+        if sampling.max_tokens <= len(request.output_token_ids) and not is_scoring:
             raise RequestRejectedError(f"max_tokens is {sampling.max_tokens}: nothing is left to generate")
         if num_prompt + sampling.max_tokens > self.config.max_model_len:
             raise RequestRejectedError(
                 f"the prompt has {num_prompt} tokens and max_tokens is {sampling.max_tokens}: together they exceed "
                 f"the model's limit of {self.config.max_model_len} tokens"
             )
-        token_ids = (*request.prompt_token_ids, *request.output_token_ids, *sampling.stop_token_ids)
+        token_ids = (*request.prompt_token_ids, *request.output_token_ids, *sampling.mentioned_token_ids)
         if min(token_ids) < 0 or max(token_ids) >= self.config.vocab_size:
             raise RequestRejectedError(f"token ids must be in 0..{self.config.vocab_size - 1}")
 
@@ -140,6 +154,7 @@ class Scheduler:
         victim = self.running.pop()
         self.blocks.release(victim)
         victim.num_computed_tokens = 0
+        victim.prompt_logprobs.clear()
         victim.status = RequestStatus.WAITING
         self.waiting.appendleft(victim)
         self.num_preemptions += 1
@@ -161,31 +176,37 @@ class Scheduler:
             self.running.append(sequence)
             budget -= _append_chunk(scheduled, sequence, budget)
 
-    def update_from_output(self, plan: SchedulerOutput, token_ids: SequenceOf[int | None]) -> list[RequestOutput]:
-        """Books what a step did. `token_ids[i]` is the token sampled for `plan.scheduled[i]`, None if none was."""
+    def update_from_output(self, plan: SchedulerOutput, step: StepOutput) -> list[RequestOutput]:
+        """Books what a step did."""
         now_s = self._clock()
         outputs = []
-        for item, token_id in zip(plan.scheduled, token_ids, strict=True):
+        for i, (item, token_id) in enumerate(zip(plan.scheduled, step.token_ids, strict=True)):
             sequence = item.sequence
             sequence.num_computed_tokens += item.num_tokens
-            if token_id is None:
-                continue
-            sequence.append(token_id, now_s, self.config.eos_token_id)
-            if sequence.finish_reason is None:
-                outputs.append(RequestOutput(sequence.request_id, (token_id,)))
-            else:
-                outputs.append(self._finish(sequence, sequence.finish_reason, (token_id,)))
+            sequence.prompt_logprobs += step.prompt_logprobs.get(i, ())
+            if token_id is not None:
+                outputs.append(self._advance(sequence, token_id, step.logprobs.get(i), now_s))
         if any(output.is_finished for output in outputs):
             self.running = [s for s in self.running if s.status is RequestStatus.RUNNING]
         return outputs
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, new_token_ids: tuple[int, ...] = ()) -> RequestOutput:
+    def _advance(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None, now_s: float) -> RequestOutput:
+        prompt_logprobs = sequence.take_prompt_logprobs()
+        if sequence.request.sampling.max_tokens == 0:  # only the prompt was of interest
+            return replace(self._finish(sequence, FinishReason.LENGTH), prompt_logprobs=prompt_logprobs)
+        sequence.append(token_id, now_s, self.config.eos_token_id)
+        ids, logprobs = (token_id,), () if logprob is None else (logprob,)
+        if sequence.finish_reason is None:
+            return RequestOutput(sequence.request_id, ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+        output = self._finish(sequence, sequence.finish_reason)
+        return replace(output, new_token_ids=ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
         sequence.status = RequestStatus.FINISHED
         sequence.finish_reason = reason
         self.blocks.release(sequence)
         return RequestOutput(
             sequence.request_id,
-            new_token_ids,
             finish_reason=reason,
             stop_token_id=sequence.stop_token_id,
             timing=sequence.timing(self._clock()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from service.engine.request import FinishReason, Request, RequestTiming
+from service.engine.request import FinishReason, Request, RequestTiming, TokenLogprob
 
 
 class RequestStatus(StrEnum):
@@ -27,7 +27,7 @@ class Sequence:
         "first_scheduled_s",
         "first_token_s",
         "num_computed_tokens",
-        "num_resumed_tokens",
+        "prompt_logprobs",
         "request",
         "slot",
         "status",
@@ -39,12 +39,12 @@ class Sequence:
         self.request = request
         self.status = RequestStatus.WAITING
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.output_token_ids]
-        self.num_resumed_tokens = len(request.output_token_ids)
         self.num_computed_tokens = 0
         self.block_table: list[int] = []
         self.slot: int | None = None
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None
+        self.prompt_logprobs: list[TokenLogprob] = []
         self.arrival_s = arrival_s
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
@@ -69,6 +69,19 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[len(self.request.prompt_token_ids) :]
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether prompt tokens absorbed now are to be told about: not again after a preemption."""
+        return self.request.sampling.num_prompt_logprobs is not None and self.first_token_s is None
+
+    def take_prompt_logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """What was learnt of the prompt, when its end is reached for the first time; None if nobody asked."""
+        return tuple(self.prompt_logprobs) if self.wants_prompt_logprobs else None
 
     def append(self, token_id: int, now_s: float, eos_token_id: int | None) -> None:
         """Takes a sampled token and decides whether it ends the request."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from service.engine.block_manager import BlockManager
 from service.engine.engine import Engine
 from service.engine.request import Request, SamplingParams
-from service.engine.scheduler import Scheduler, SchedulerConfig, SchedulerOutput
+from service.engine.scheduler import Scheduler, SchedulerConfig, SchedulerOutput, StepOutput
 
 VOCAB_SIZE = 50
 EOS = 0
@@ -40,7 +40,7 @@ class ScriptedRunner:
         self.max_tokens_seen = 0
         self.on_step = on_step
 
-    def execute(self, plan: SchedulerOutput) -> list[int | None]:
+    def execute(self, plan: SchedulerOutput) -> StepOutput:
         self.on_step()
         self.max_tokens_seen = max(self.max_tokens_seen, plan.num_tokens)
         result: list[int | None] = []
@@ -53,7 +53,7 @@ class ScriptedRunner:
             assert len(tokens) == item.start
             tokens += sequence.token_ids[item.start : item.start + item.num_tokens]
             result.append(next_token(tokens) if item.is_sampled else None)
-        return result
+        return StepOutput(result)
 
 
 class Clock:

@@ -22,7 +22,7 @@ from service.engine.block_manager import BlockManager
 from service.engine.engine import Engine
 from service.engine.loader import load_engine
 from service.engine.local_client import LocalEngineClient
-from service.engine.request import FinishReason, Request, SamplingParams
+from service.engine.request import FinishReason, Request, RequestOutput, SamplingParams
 from service.engine.runner import ModelRunner
 from service.engine.sampler import SamplingRow, sample
 from service.engine.scheduler import Scheduler, SchedulerConfig
@@ -197,6 +197,58 @@ def test_resumed_elsewhere_the_text_goes_on(model: MemoryMosaic) -> None:
         resumed = Request("a", request.prompt_token_ids, request.sampling, tuple(whole[:done]))
         engine = make_engine(model, num_blocks=63, block_size=1, max_num_seqs=1, budget=5)
         assert run(engine, [resumed], [0])["a"] == whole[done:]
+
+
+@pytest.mark.parametrize("budget", [64, 4])
+@pytest.mark.parametrize("num_blocks", [63, 120])
+def test_log_probabilities_are_those_of_one_pass(model: MemoryMosaic, budget: int, num_blocks: int) -> None:
+    requests = [
+        Request(
+            f"r{i}",
+            tuple((7 * i + 3 * j) % 40 for j in range(12 + i)),
+            SamplingParams(max_tokens=25, seed=i, ignore_eos=True, num_logprobs=i, num_prompt_logprobs=2 - i),
+        )
+        for i in range(3)
+    ]
+    engine = make_engine(model, num_blocks=num_blocks, block_size=1, max_num_seqs=3, budget=budget)
+    told: dict[str, list[RequestOutput]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        engine.add_request(request)
+    while engine.has_work:
+        for output in engine.step():
+            told[output.request_id].append(output)
+    assert (engine.scheduler.num_preemptions > 0) == (num_blocks == 63)
+    for i, request in enumerate(requests):
+        outputs, prompt = told[request.request_id], request.prompt_token_ids
+        ids = [token for output in outputs for token in output.new_token_ids]
+        logits = model(torch.tensor([[*prompt, *ids]]))[0]
+        generated = [logprob for output in outputs for logprob in output.logprobs]
+        assert [p.token_id for p in generated] == ids
+        expected = logits[len(prompt) - 1 : -1, :37].log_softmax(-1)
+        assert [p.logprob for p in generated] == pytest.approx(
+            [float(e[t]) for e, t in zip(expected, ids, strict=True)]
+        )
+        assert all(len(p.top) == i for p in generated)
+        assert all(p.top[0][1] == pytest.approx(float(e.max())) for p, e in zip(generated, expected, strict=True) if i)
+        of_prompt = outputs[0].prompt_logprobs
+        assert of_prompt is not None
+        assert [p.token_id for p in of_prompt] == list(prompt[1:])
+        expected = logits[: len(prompt) - 1].log_softmax(-1)
+        wanted = [float(e[t]) for e, t in zip(expected, prompt[1:], strict=True)]
+        assert [p.logprob for p in of_prompt] == pytest.approx(wanted)
+        assert all(len(p.top) == 2 - i for p in of_prompt)
+        assert all(output.prompt_logprobs is None for output in outputs[1:])
+
+
+def test_a_prompt_can_be_scored_without_generating(model: MemoryMosaic) -> None:
+    request = Request("a", (1, 2, 3, 4), SamplingParams(max_tokens=0, num_prompt_logprobs=0))
+    engine = make_engine(model, num_blocks=63, block_size=1, max_num_seqs=1, budget=2)
+    engine.add_request(request)
+    outputs = [output for _ in range(4) for output in engine.step()]
+    assert [(o.new_token_ids, o.finish_reason) for o in outputs] == [((), FinishReason.LENGTH)]
+    assert [p.token_id for p in outputs[0].prompt_logprobs or ()] == [2, 3, 4]
+    engine.scheduler.check_integrity()
+    assert not engine.has_work
 
 
 def test_padding_ids_are_never_sampled(model: MemoryMosaic) -> None:

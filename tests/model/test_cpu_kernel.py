@@ -115,7 +115,7 @@ class Run:
             tuple(counts.values()),
         )
         ids = torch.cat([self.tokens[r, self.done[r] : self.done[r] + n] for r, n in counts.items()])
-        all_logits = self.kernel.step(ids, batch, all_logits=True)
+        all_logits = self.kernel.step(ids, batch, rows=torch.arange(len(ids)))
         for r, part in zip(rows, all_logits.split(list(counts.values())), strict=True):
             self.logits[r, self.done[r] : self.done[r] + len(part)] = part
             self.done[r] += len(part)
@@ -198,7 +198,7 @@ def test_logits_come_for_the_last_token_of_each_sequence() -> None:
     batch = MemoryBatch(run.cache, run.slots, run.tables, (0, 0), (9, 5))
     ids = torch.cat([run.tokens[0], run.tokens[1, :5]])
     last = run.kernel.step(ids, batch)
-    assert torch.equal(last, run.kernel.step(ids, batch, all_logits=True)[[8, 13]])
+    assert torch.equal(last, run.kernel.step(ids, batch, rows=torch.tensor([8, 13])))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from service.config import EngineConfig
 from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine
-from service.engine.scheduler import SchedulerOutput
+from service.engine.scheduler import SchedulerOutput, StepOutput
 from service.engine.stats import EngineInfo
 from tests.engine.scripted import VOCAB_SIZE, ScriptedRunner, make_scheduler
 
@@ -30,7 +30,7 @@ class PacedRunner(ScriptedRunner):
     def __init__(self, step_s: float) -> None:
         super().__init__(lambda: time.sleep(step_s))
 
-    def execute(self, plan: SchedulerOutput) -> list[int | None]:
+    def execute(self, plan: SchedulerOutput) -> StepOutput:
         firsts = {item.sequence.token_ids[0] for item in plan.scheduled}
         if POISON in firsts:
             raise RuntimeError("a poisoned prompt")

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.logits import adjust, token_logprobs
+from service.engine.request import SamplingParams
+
+VOCAB = 8
+ids = st.integers(0, VOCAB + 1)  # two of them beyond the row
+params_strategy = st.builds(
+    SamplingParams,
+    max_tokens=st.just(1),
+    repetition_penalty=st.sampled_from([1.0, 0.5, 2.0]),
+    presence_penalty=st.sampled_from([0.0, 1.5, -1.0]),
+    frequency_penalty=st.sampled_from([0.0, 0.25, -2.0]),
+    logit_bias=st.lists(st.tuples(ids, st.sampled_from([-100.0, 1.0])), max_size=3).map(tuple),
+    allowed_token_ids=st.none() | st.lists(ids, min_size=1, max_size=4).map(tuple),
+    bad_words=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple), max_size=3).map(tuple),
+)
+tokens = st.lists(st.integers(0, 3), max_size=6)
+
+
+def plainly(
+    logits: list[float], params: SamplingParams, prompt: list[int], output: list[int], banned: list[int]
+) -> list[float]:
+    """The same, token by token from the definition."""
+    text = prompt + output
+    result = []
+    for i, logit in enumerate(logits):
+        is_allowed = params.allowed_token_ids is None or i in params.allowed_token_ids
+        ends_bad_word = any(
+            word[-1] == i and text[len(text) - len(word) + 1 :] == list(word[:-1]) and len(text) >= len(word) - 1
+            for word in params.bad_words
+        )
+        if not is_allowed or ends_bad_word or i in banned:
+            logit = -math.inf
+        logit += sum(bias for token_id, bias in params.logit_bias if token_id == i)
+        if i in text:
+            logit = logit / params.repetition_penalty if logit > 0 else logit * params.repetition_penalty
+        logit -= params.presence_penalty * (i in output) + params.frequency_penalty * output.count(i)
+        result.append(logit)
+    return result
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    logits=st.lists(st.floats(-5, 5), min_size=VOCAB, max_size=VOCAB),
+    params=params_strategy,
+    prompt=tokens,
+    output=tokens,
+    banned=st.lists(ids, max_size=2),
+)
+def test_adjusting_equals_its_definition(
+    logits: list[float], params: SamplingParams, prompt: list[int], output: list[int], banned: list[int]
+) -> None:
+    row = torch.tensor(logits, dtype=torch.float64)
+    adjust(row, params, prompt, output, banned)
+    assert row.tolist() == pytest.approx(plainly(logits, params, prompt, output, banned))
+
+
+def test_log_probabilities_ranks_and_alternatives() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0], [5.0, 5.0, 5.0, 5.0]])
+    first, second = token_logprobs(logits, [2, 3], 2)
+    total = math.log(1 + math.exp(2) + math.e + math.exp(2))
+    assert (first.token_id, first.rank) == (2, 3)
+    assert first.logprob == pytest.approx(1 - total)
+    assert [i for i, _ in first.top] == [1, 3]
+    assert [p for _, p in first.top] == pytest.approx([2 - total] * 2)
+    assert (second.rank, [i for i, _ in second.top]) == (4, [0, 1]), "ties go to the lower id"
+    assert token_logprobs(logits, [0, 0], 0)[0].top == ()
+    assert token_logprobs(logits[:0], [], 3) == ()
