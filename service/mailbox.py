@@ -21,10 +21,6 @@ class Mailbox:
         self._has_news = asyncio.Event()
         self._is_closing = False
 
-    def __len__(self) -> int:
-        """Requests with something to read."""
-        return len(self._outputs)
-
     def put(self, output: RequestOutput) -> None:
         """Adds what a step produced for one request."""
         self._outputs[output.request_id] = merge(self._outputs.get(output.request_id), output)

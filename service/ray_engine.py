@@ -10,7 +10,7 @@ from typing import Protocol
 from ray import serve
 
 from service.config import EngineConfig
-from service.engine.errors import EngineDeadError, EngineError, EngineOverloadedError
+from service.engine.errors import EngineDeadError, EngineError
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 from service.mailbox import Mailbox
@@ -79,7 +79,6 @@ class EngineReplica:
 
     async def __init__(self, config: EngineConfig, load: LoadEngine = load_engine) -> None:  # type: ignore[misc]
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._max_unread = config.max_num_seqs + config.max_num_waiting
         self._gateways: dict[str, _Gateway] = {}
         self._failure = ""
         self._engine = await asyncio.to_thread(load, config, self._name)
@@ -158,8 +157,6 @@ class EngineReplica:
         gateway = self._gateways.get(gateway_id)
         if gateway is None:
             raise StreamError("the gateway has no stream from this replica")
-        if len(gateway.mailbox) > self._max_unread:
-            raise EngineOverloadedError("the gateway does not read its answers fast enough")
         self._engine.submit(request, gateway.put)
         gateway.requests[request.request_id] = asyncio.Event()
         return gateway

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import threading
@@ -31,7 +32,6 @@ from service.startup import require_model
 if TYPE_CHECKING:
     from ray.serve import Application
 
-APP_NAME = "tessera"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -73,8 +73,9 @@ async def _serve(settings: ServeSettings, config: EngineConfig, sock: socket.soc
                 await cluster.start()
                 await cluster.require_gpus(settings.replicas * settings.num_gpus)
             with progress.step(f"Loading {settings.model_name}"):
-                await cluster.deploy(lambda: _application(settings, config), APP_NAME)
-                client = await _connect()
+                app_name = _app_name(settings)
+                await cluster.deploy(lambda: _application(settings, config), app_name)
+                client = await _connect(app_name)
             await serve_client(settings, client, sock, progress)
             code = ExitCode.OK
     finally:
@@ -96,14 +97,19 @@ def _application(settings: ServeSettings, config: EngineConfig) -> Application:
     )
 
 
-async def _connect() -> EngineClient:
+def _app_name(settings: ServeSettings) -> str:
+    """The same for every launcher of a model: one that comes after a crash takes over what was left running."""
+    return "tessera-" + re.sub(r"[^\w.-]", "-", settings.model_name)
+
+
+async def _connect(app_name: str) -> EngineClient:
     from ray import serve
 
     from service.ray_client import RayEngineClient
     from service.ray_engine import ENGINE
 
     try:
-        return await RayEngineClient.connect(serve.get_deployment_handle(ENGINE, APP_NAME))
+        return await RayEngineClient.connect(serve.get_deployment_handle(ENGINE, app_name))
     except EngineError as error:
         raise EngineStartError(str(error)) from error
 

@@ -23,7 +23,6 @@ async def test_a_step_is_one_message() -> None:
     for output in outputs:
         mailbox.put(output)
     assert await reader == (outputs, None)
-    assert len(mailbox) == 0
 
 
 async def test_what_a_late_reader_gets_is_bounded_by_the_requests() -> None:
@@ -32,7 +31,6 @@ async def test_what_a_late_reader_gets_is_bounded_by_the_requests() -> None:
         for name in "ab":
             mailbox.put(RequestOutput(name, (step,)))
     mailbox.put(RequestOutput("a", (100,), FinishReason.LENGTH))
-    assert len(mailbox) == 2
     (a, b), _ = await read(mailbox)
     assert a == RequestOutput("a", tuple(range(101)), FinishReason.LENGTH)
     assert b == RequestOutput("b", tuple(range(100)))
@@ -46,3 +44,21 @@ async def test_only_the_latest_pulse_is_read_once() -> None:
     assert await read(mailbox) == ([], pulses[1])
     mailbox.put(RequestOutput("a", (1,)))
     assert await read(mailbox) == ([RequestOutput("a", (1,))], None)
+
+
+async def test_what_was_put_before_the_end_is_still_read() -> None:
+    mailbox = Mailbox()
+    mailbox.put(RequestOutput("a", (1,)))
+    mailbox.close()
+    assert not mailbox.is_closed
+    assert await read(mailbox) == ([RequestOutput("a", (1,))], None)
+    assert mailbox.is_closed
+
+
+async def test_the_end_wakes_a_waiting_reader() -> None:
+    mailbox = Mailbox()
+    reader = asyncio.create_task(read(mailbox))
+    await asyncio.sleep(0)
+    mailbox.close()
+    assert await reader == ([], None)
+    assert mailbox.is_closed

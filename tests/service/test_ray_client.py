@@ -81,6 +81,13 @@ async def test_many_requests_at_once_get_their_own_tokens_from_all_replicas(clie
     assert await is_idle(client)
 
 
+async def test_a_burst_is_spread_evenly_though_it_would_fit_on_one_replica(client: RayEngineClient) -> None:
+    before = {s.replica: s.num_generated_tokens for s in await client.stats()}
+    requests = [make_request(f"burst-{n}", (n + 1, 2), 20, ignore_eos=True) for n in range(8)]
+    await asyncio.gather(*(collect(client, request) for request in requests))
+    assert [s.num_generated_tokens - before[s.replica] for s in await client.stats()] == [80, 80]
+
+
 async def test_a_resumed_request_goes_on_where_it_was(client: RayEngineClient) -> None:
     whole = make_request("whole", max_tokens=30, ignore_eos=True)
     ids = await collect(client, whole)
@@ -169,6 +176,22 @@ async def test_what_a_closed_client_was_doing_ends_with_an_error(client: RayEngi
     assert (last.finish_reason, last.error) == (FinishReason.ERROR, "the server is shutting down")
     with pytest.raises(EngineError):
         await collect(other, make_request("late"))
+
+
+async def test_a_stream_that_breaks_alone_ends_its_requests_and_is_opened_again(client: RayEngineClient) -> None:
+    requests = [make_request(f"broken-{n}", max_tokens=4000, ignore_eos=True) for n in range(NUM_REPLICAS)]
+    streams = [client.generate(request) for request in requests]
+    for stream in streams:
+        await anext(stream)
+    for link in list(client._links.values()):
+        link.stream.cancel()
+    async with asyncio.timeout(1):
+        lasts = [[output async for output in stream][-1] for stream in streams]
+    assert {last.finish_reason for last in lasts} == {FinishReason.ERROR}
+    assert {last.error for last in lasts} == {"the engine replica working on this request was lost"}
+    assert await until(lambda: is_idle(client)) < 0.5
+    again = [make_request(f"again-{n}", (n + 1,), 20, ignore_eos=True) for n in range(4)]
+    assert await asyncio.gather(*(collect(client, r) for r in again)) == [continuation(r) for r in again]
 
 
 async def test_info_and_health(client: RayEngineClient) -> None:
