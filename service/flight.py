@@ -23,6 +23,7 @@ class Flight:
         self._waiter: asyncio.Future[None] | None = None
         self._is_read = False
         self.is_finished = False
+        self.is_lost = False
 
     def put(self, output: RequestOutput) -> None:
         if not self.is_finished:
@@ -32,9 +33,12 @@ class Flight:
 
     def fail(self, message: str) -> None:
         """Ends the request here: an error for a reader that has read nothing, else a last output."""
+        if self.is_finished:
+            return
+        self.is_lost = True
         if self._is_read or self._output:
             self.put(RequestOutput(self.request_id, finish_reason=FinishReason.ERROR, error=message))
-        elif not self.is_finished:
+        else:
             self.is_finished = True
             self._error = EngineDeadError(message)
             self._wake()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 from service.engine.request import RequestOutput
 from service.wire import Pulse, StepMessage, merge, pack
+
+_MAX_LOG_LINES = 100
 
 
 class Mailbox:
@@ -18,6 +21,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._outputs: dict[str, RequestOutput] = {}
         self._pulse: Pulse | None = None
+        self._log: deque[str] = deque(maxlen=_MAX_LOG_LINES)
         self._has_news = asyncio.Event()
         self._is_closing = False
 
@@ -29,6 +33,11 @@ class Mailbox:
     def beat(self, pulse: Pulse) -> None:
         """Tells the reader how the replica is; a pulse not yet read is replaced."""
         self._pulse = pulse
+        self._has_news.set()
+
+    def log(self, line: str) -> None:
+        """Tells the reader what an operator should see; of many lines, the last."""
+        self._log.append(line)
         self._has_news.set()
 
     def close(self) -> None:
@@ -45,6 +54,7 @@ class Mailbox:
         """Everything there is; waits for the first. Empty once after `close`, if there is nothing else."""
         await self._has_news.wait()
         self._has_news.clear()
-        message = [pack(output) for output in self._outputs.values()], self._pulse
+        message = StepMessage([pack(output) for output in self._outputs.values()], self._pulse, tuple(self._log))
         self._outputs, self._pulse = {}, None
+        self._log.clear()
         return message

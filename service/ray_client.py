@@ -116,7 +116,7 @@ class RayEngineClient:
                     return
         finally:
             del self._flights[request.request_id]
-            if call is not None and not flight.is_finished:
+            if call is not None and (flight.is_lost or not flight.is_finished):
                 flight.is_finished = True
                 _cancel(call)
 
@@ -194,13 +194,22 @@ class RayEngineClient:
             async with asyncio.timeout(self._replica_timeout_s):
                 return await anext(call)
 
+        def take_back(done: asyncio.Future[Item]) -> None:
+            if not done.cancelled():
+                done.exception()
+            _cancel(call)
+
         first = asyncio.ensure_future(answer())
         try:
             # Shielded, because a call can be cancelled for certain only once it has answered.
             return await asyncio.shield(first)
         except asyncio.CancelledError:
-            first.add_done_callback(lambda done: _cancel(call) if done.cancelled() or not done.exception() else None)
+            first.add_done_callback(take_back)
             raise
+        except TimeoutError as error:
+            if (await self.health()).is_healthy:
+                raise EngineOverloadedError("every engine replica is busy") from error
+            raise EngineDeadError("no engine replica is available") from error
         except Exception as error:
             _cancel(call)
             raise _explained(error) from error
@@ -213,7 +222,7 @@ class RayEngineClient:
         `replica` is who asked for it: nothing is done where its stream has been opened in the meantime.
         """
         async with self._opening:
-            if replica in self._links:
+            if self._is_closed or replica in self._links:
                 return
             stream = self._call(None, avoid=set(self._links))
             hello = await self._first(stream)
@@ -228,13 +237,15 @@ class RayEngineClient:
         """Hands on what a replica's stream brings, until it ends."""
         try:
             async for message in link.stream:
-                outputs, pulse = cast(StepMessage, message)
+                assert isinstance(message, StepMessage)
                 link.heard_at_s = time.monotonic()
-                link.pulse = pulse or link.pulse
-                for packed in outputs:
-                    flight = self._flights.get(packed[0])
+                link.pulse = message.pulse or link.pulse
+                for line in message.log:
+                    logger.warning("engine replica %s: %s", link.replica, line)
+                for output in map(unpack, message.outputs):
+                    flight = self._flights.get(output.request_id)
                     if flight is not None:
-                        flight.put(unpack(packed))
+                        flight.put(output)
         except Exception as error:
             if self._links.get(link.replica) is link:
                 logger.warning("lost engine replica %s: %s", link.replica, _first_line(error))
@@ -289,8 +300,6 @@ def _cancel(call: _Call) -> None:
 
 def _explained(error: Exception) -> EngineError:
     """What a failed call means for the request it was made for."""
-    if isinstance(error, TimeoutError):
-        return EngineDeadError("no engine replica is available")
     if isinstance(error, BackPressureError):
         return EngineOverloadedError("the server is full: too many requests wait for an engine replica")
     logger.warning("a call to an engine replica failed: %s", _first_line(error))

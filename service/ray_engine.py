@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Set
 from typing import Protocol
@@ -69,6 +70,19 @@ class _Gateway:
         self.mailbox.close()
 
 
+class _LogForwarder(logging.Handler):
+    """Hands on, from any thread to a function on the event loop, what this project's code warns of."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+        self._loop = asyncio.get_running_loop()
+        self.addFilter(lambda record: record.name.startswith(("service.", "model.")))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._loop.call_soon_threadsafe(self._say, self.format(record))
+
+
 class EngineReplica:
     """One engine, reached by any number of gateways.
 
@@ -84,6 +98,7 @@ class EngineReplica:
         self._engine = await asyncio.to_thread(load, config, self._name)
         self._engine.start()
         self._pulse_task = asyncio.create_task(self._beat())
+        logging.getLogger().addHandler(_LogForwarder(self._log))
 
     async def open(
         self,
@@ -160,6 +175,10 @@ class EngineReplica:
         self._engine.submit(request, gateway.put)
         gateway.requests[request.request_id] = asyncio.Event()
         return gateway
+
+    def _log(self, line: str) -> None:
+        for gateway in self._gateways.values():
+            gateway.mailbox.log(line)
 
     def _pulse(self) -> Pulse:
         return Pulse(self._engine.health(), self._engine.stats())

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.engine.errors import EngineDeadError, EngineError
-from service.engine.request import FinishReason, RequestOutput, RequestTiming
+from service.engine.request import RequestOutput, TokenLogprob
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 
-_Token = tuple[str, tuple[int, ...]]
-_Final = tuple[str, tuple[int, ...], str, int | None, str | None, tuple[float, float, float] | None]
-PackedOutput = _Token | _Final
+_Ids = tuple[str, tuple[int, ...]]
+_Scored = tuple[str, tuple[int, ...], tuple[tuple[int, float, int, tuple[tuple[int, float], ...]], ...]]
+PackedOutput = _Ids | _Scored | RequestOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,16 @@ class Hello:
     pulse: Pulse
 
 
-StepMessage = tuple[list[PackedOutput], Pulse | None]
-"""Every later item of the stream: what came of the gateway's requests since the one before."""
+@dataclass(frozen=True, slots=True)
+class StepMessage:
+    """Every later item of the stream: what came of the gateway's requests since the one before.
+
+    `log` are lines of the replica's log at warning and above, whose files are out of an operator's sight.
+    """
+
+    outputs: list[PackedOutput]
+    pulse: Pulse | None = None
+    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +61,23 @@ Item = Hello | StepMessage | Verdict
 
 
 def pack(output: RequestOutput) -> PackedOutput:
-    """`output` as a tuple of builtins."""
-    if output.finish_reason is None:
+    """`output` as a tuple where it has nothing but tokens, as nearly all have."""
+    if output.finish_reason is not None or output.prompt_logprobs is not None:
+        return output
+    if not output.logprobs:
         return output.request_id, output.new_token_ids
-    timing = output.timing
-    return (
-        output.request_id,
-        output.new_token_ids,
-        output.finish_reason.value,
-        output.stop_token_id,
-        output.error,
-        (timing.queued_s, timing.prefill_s, timing.decode_s) if timing else None,
-    )
+    scores = tuple((score.token_id, score.logprob, score.rank, score.top) for score in output.logprobs)
+    return output.request_id, output.new_token_ids, scores
 
 
 def unpack(packed: PackedOutput) -> RequestOutput:
     """The inverse of `pack`."""
+    if isinstance(packed, RequestOutput):
+        return packed
     if len(packed) == 2:
         return RequestOutput(*packed)
-    request_id, ids, reason, stop_token_id, error, timing = packed
-    return RequestOutput(
-        request_id, ids, FinishReason(reason), stop_token_id, error, RequestTiming(*timing) if timing else None
-    )
+    request_id, ids, scores = packed
+    return RequestOutput(request_id, ids, logprobs=tuple(TokenLogprob(*score) for score in scores))
 
 
 def merge(first: RequestOutput | None, then: RequestOutput) -> RequestOutput:
@@ -88,4 +91,6 @@ def merge(first: RequestOutput | None, then: RequestOutput) -> RequestOutput:
         then.stop_token_id,
         then.error,
         then.timing,
+        first.logprobs + then.logprobs,
+        first.prompt_logprobs if then.prompt_logprobs is None else then.prompt_logprobs,
     )

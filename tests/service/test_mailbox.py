@@ -11,8 +11,8 @@ from service.wire import Pulse, unpack
 
 
 async def read(mailbox: Mailbox) -> tuple[list[RequestOutput], Pulse | None]:
-    packed, pulse = await asyncio.wait_for(mailbox.take(), 1)
-    return [unpack(item) for item in packed], pulse
+    message = await asyncio.wait_for(mailbox.take(), 1)
+    return [unpack(item) for item in message.outputs], message.pulse
 
 
 async def test_a_step_is_one_message() -> None:
@@ -62,3 +62,14 @@ async def test_the_end_wakes_a_waiting_reader() -> None:
     mailbox.close()
     assert await reader == ([], None)
     assert mailbox.is_closed
+
+
+async def test_log_lines_are_read_once_and_bounded() -> None:
+    mailbox = Mailbox()
+    for n in range(1000):
+        mailbox.log(f"line {n}")
+    lines = (await mailbox.take()).log
+    assert len(lines) == 100
+    assert lines[-1] == "line 999"
+    mailbox.put(RequestOutput("a", (1,)))
+    assert (await mailbox.take()).log == ()

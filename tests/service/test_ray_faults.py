@@ -120,7 +120,9 @@ async def test_the_only_replica_dies_and_comes_back(cluster: RayCluster, app: st
     await client.close()
 
 
-async def test_an_engine_whose_step_fails_answers_all_and_is_replaced(cluster: RayCluster, app: str) -> None:
+async def test_an_engine_whose_step_fails_answers_all_and_is_replaced(
+    cluster: RayCluster, app: str, caplog: pytest.LogCaptureFixture
+) -> None:
     client = await deploy(cluster, app, 1)
     long = asyncio.create_task(read(client, make_request("long", max_tokens=4000, ignore_eos=True)))
     await asyncio.sleep(0.2)
@@ -131,6 +133,8 @@ async def test_an_engine_whose_step_fails_answers_all_and_is_replaced(cluster: R
     with pytest.raises(EngineDeadError):
         await read(client, make_request("at once"))
     assert not (await client.health()).is_healthy
+    # The reason is in another process, and an operator has to see it here.
+    assert "RuntimeError: a poisoned prompt" in caplog.text
     await until_healthy(client)
     request = make_request("later", max_tokens=20, ignore_eos=True)
     assert ids_of(await read(client, request)) == continuation(request)
