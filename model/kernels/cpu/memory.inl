@@ -63,10 +63,12 @@ struct Pairs {
   }
 };
 
+// Asks for `count` numbers that the next head will read: heads lie side by side in a block, but blocks lie anywhere, so
+// the processor cannot guess them. By the time this head is done they are there.
 template <Type T>
 MOSAIC_INLINE void fetch(const void* p, int64_t i, int count) {
   constexpr int bytes = T == kFloat32 ? 4 : 2;
-  for (int at = 0; at < count * bytes; at += 64) __builtin_prefetch((const char*)p + i * bytes + at);
+  for (int at = 0; at < count * bytes; at += 64) __builtin_prefetch((const char*)p + i * bytes + at, 0, 2);
 }
 
 // Logits of Q queries against all `num_blocks` blocks, [Q][stride]. Four partial sums over the dimensions, whatever Q is.
@@ -76,9 +78,7 @@ MOSAIC_INLINE void all_logits(const Pairs& pairs, const float* queries, int64_t 
   const int size = pairs.cache->block_size, dim = pairs.dim;
   for (int64_t block = 0; block < num_blocks; ++block) {
     const int64_t base = pairs.offset(block);
-    // Blocks lie anywhere, so the processor cannot guess what is read next.
-    if (block + 1 < num_blocks) fetch<T>(pairs.cache->keys, pairs.offset(block + 1), size * dim);
-    fetch<T>(pairs.cache->values, base, size * dim);
+    if (Q == 1 && pairs.head + 1 < pairs.n_head) fetch<T>(pairs.cache->keys, base + size * dim, size * dim);
     for (int s = 0; s < size; s += kLanes) {
       f32x16 acc[Q][4] = {};
       int d = 0;
@@ -123,6 +123,7 @@ MOSAIC_INLINE void weighted_values(const Pairs& pairs, const float* weights, int
   for (int64_t block = 0; block < num_blocks; ++block) {
     const int64_t base = pairs.offset(block) + d;
     const float* w = weights + block * size;
+    if (Q == 1 && d == 0 && pairs.head + 1 < pairs.n_head) fetch<T>(pairs.cache->values, base + size * dim, size * dim);
     for (int s = 0; s < size; s += 2) {
       for (int odd = 0; odd < 2; ++odd) {
         for (int v = 0; v < V; ++v) {

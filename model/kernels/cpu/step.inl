@@ -77,47 +77,55 @@ static void product(const Walk& w, const Matrix& matrix, const Operand& x, int64
   });
 }
 
-// Phase: appends the completed pairs and reads, one head of one sequence a piece.
-static void contextual(const Walk& w, const Layer& layer, int l) {
+// Appends the pairs that a sequence's new tokens complete in one head, and reads.
+static void contextual_head(const Walk& w, const Layer& layer, int l, int64_t seq, int head) {
   const Model& m = w.model;
   const Cache& c = w.cache;
   Scratch& s = w.scratch;
   const int dim = m.head_dim;
-  w.team.share((int64_t)w.step.num_sequences * m.n_head, [&](int64_t piece) {
-    const int64_t seq = piece / m.n_head;
-    const int head = (int)(piece % m.n_head);
-    const int count = w.step.num_new[seq];
-    const int64_t computed = w.step.num_computed[seq], row0 = s.first_row[seq];
-    float* state = c.state + ((int64_t)l * c.num_slots + w.step.slots[seq]) * 3 * m.n_embd + head * dim;
-    float* average = state;
-    float* pending = state + 2 * m.n_embd;
-    const Pairs pairs = {&c, w.step.block_tables + seq * w.step.max_blocks, l * c.num_blocks, head, m.n_head, dim};
-    float key[kMaxDim], value[kMaxDim];
-    if (computed == 0) {
-      for (int d = 0; d < dim; ++d) average[d] = pending[d] = 0;
+  const int count = w.step.num_new[seq];
+  const int64_t computed = w.step.num_computed[seq], row0 = s.first_row[seq];
+  float* state = c.state + ((int64_t)l * c.num_slots + w.step.slots[seq]) * 3 * m.n_embd + head * dim;
+  float* average = state;
+  float* pending = state + 2 * m.n_embd;
+  const Pairs pairs = {&c, w.step.block_tables + seq * w.step.max_blocks, l * c.num_blocks, head, m.n_head, dim};
+  float key[kMaxDim], value[kMaxDim];
+  if (computed == 0) {
+    for (int d = 0; d < dim; ++d) average[d] = pending[d] = 0;
+  }
+  unit(average, key, dim, m.norm_eps);
+  for (int t = 0; t < count; ++t) {
+    float* row = s.projected + (row0 + t) * s.projected_stride + head * dim;
+    const float* own = row + m.n_embd;
+    const float* earlier = layer.mix ? own : row + 2 * m.n_embd;
+    const float mix = layer.mix ? layer.mix[head] : 1.0f, rest = layer.mix ? 1.0f - mix : 1.0f;
+    if (computed + t > 0) {
+      for (int d = 0; d < dim; ++d) value[d] = pending[d] + rest * earlier[d];
+      unit(value, value, dim, m.norm_eps);
+      pairs.append(computed + t - 1, key, value);
     }
-    unit(average, key, dim, m.norm_eps);
-    for (int t = 0; t < count; ++t) {
-      float* row = s.projected + (row0 + t) * s.projected_stride + head * dim;
-      const float* own = row + m.n_embd;
-      const float* earlier = layer.mix ? own : row + 2 * m.n_embd;
-      const float mix = layer.mix ? layer.mix[head] : 1.0f, rest = layer.mix ? 1.0f - mix : 1.0f;
-      if (computed + t > 0) {
-        for (int d = 0; d < dim; ++d) value[d] = pending[d] + rest * earlier[d];
-        unit(value, value, dim, m.norm_eps);
-        pairs.append(computed + t - 1, key, value);
-      }
-      for (int d = 0; d < dim; ++d) pending[d] = mix * own[d];
-      advance(average, row, layer.decay[head], key, dim, m.norm_eps);
-      for (int d = 0; d < dim; ++d) row[d] = key[d] * layer.sharpness[head];
-    }
-    float* queries = s.projected + row0 * s.projected_stride + head * dim;
-    float* out = s.normed + row0 * s.stride + head * dim;
-    Private& p = s.mine(w.team);
-    const auto read = c.type == kFloat32 ? read_all<kFloat32> : c.type == kFloat16 ? read_all<kFloat16> : read_all<kBFloat16>;
-    read(pairs, queries, s.projected_stride, computed, count, p.pair_logits, p.pair_stride, out, s.stride);
-    for (int t = 0; t < count; ++t)
-      for (int d = 0; d < dim; ++d) out[t * s.stride + d] *= layer.value_scale[head];
+    for (int d = 0; d < dim; ++d) pending[d] = mix * own[d];
+    advance(average, row, layer.decay[head], key, dim, m.norm_eps);
+    for (int d = 0; d < dim; ++d) row[d] = key[d] * layer.sharpness[head];
+  }
+  float* queries = s.projected + row0 * s.projected_stride + head * dim;
+  float* out = s.normed + row0 * s.stride + head * dim;
+  Private& p = s.mine(w.team);
+  const auto read =
+      c.type == kFloat32 ? read_all<kFloat32> : c.type == kFloat16 ? read_all<kFloat16> : read_all<kBFloat16>;
+  read(pairs, queries, s.projected_stride, computed, count, p.pair_logits, p.pair_stride, out, s.stride);
+  for (int t = 0; t < count; ++t)
+    for (int d = 0; d < dim; ++d) out[t * s.stride + d] *= layer.value_scale[head];
+}
+
+// Phase: the contextual memories. A piece is one head of one sequence, or all heads where there are sequences enough to
+// keep every thread busy: then a thread meets the heads in the order in which they lie in memory.
+static void contextual(const Walk& w, const Layer& layer, int l) {
+  const int n_head = w.model.n_head;
+  const int heads = w.step.num_sequences >= 4 * w.team.size() ? n_head : 1, groups = n_head / heads;
+  w.team.share((int64_t)w.step.num_sequences * groups, [&](int64_t piece) {
+    const int first = (int)(piece % groups) * heads;
+    for (int head = first; head < first + heads; ++head) contextual_head(w, layer, l, piece / groups, head);
   });
 }
 
