@@ -10,6 +10,7 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine
 from service.engine.scheduler import SchedulerOutput, StepOutput
 from service.engine.stats import EngineInfo
+from service.errors import NoMemoryError
 from tests.engine.scripted import VOCAB_SIZE, ScriptedRunner, make_scheduler
 
 if TYPE_CHECKING:  # Ray reads its settings when imported: not before the cluster is started.
@@ -69,9 +70,14 @@ def load_paced(config: EngineConfig, replica: str, step_s: float = 0.002) -> Ser
     )
 
 
-def load_nothing(config: EngineConfig, replica: str) -> ServedEngine:
-    """What a checkpoint that is not there does."""
-    raise FileNotFoundError(f"{config.model_dir} has no model.safetensors")
+def load_too_much(config: EngineConfig, replica: str) -> ServedEngine:
+    """What a memory cache does that does not fit."""
+    raise NoMemoryError("not enough memory: it needs 4 TiB, but 1 GiB are available")
+
+
+def load_with_a_bug(config: EngineConfig, replica: str) -> ServedEngine:
+    """What nobody has foreseen."""
+    raise KeyError("weights")
 
 
 def engine_of(app: str) -> DeploymentHandle[EngineReplica]:

@@ -28,11 +28,15 @@ pytestmark = [
 
 CONFIG = EngineConfig("scripted", max_num_seqs=8, max_num_waiting=2, max_num_batched_tokens=256, block_size=32)
 NUM_REPLICAS = 2
+# A step takes 2 ms and a call as long; the rest is for a machine that has other things to do.
+FREED_WITHIN_S = 1.0
 CAPACITY = NUM_REPLICAS * (CONFIG.max_num_seqs + CONFIG.max_num_waiting)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def client(cluster: RayCluster) -> AsyncIterator[RayEngineClient]:
+    from ray import serve
+
     from service.deployment import engine_application
     from service.ray_client import RayEngineClient
 
@@ -40,6 +44,7 @@ async def client(cluster: RayCluster) -> AsyncIterator[RayEngineClient]:
     client = await RayEngineClient.connect(engine_of("well"))
     yield client
     await client.close()
+    await asyncio.to_thread(serve.delete, "well")
 
 
 async def collect(client: RayEngineClient, request: Request) -> list[int]:
@@ -133,7 +138,7 @@ async def test_leaving_the_generator_frees_the_memory_at_once(client: RayEngineC
     async with aclosing(client.generate(make_request("left", max_tokens=4000, ignore_eos=True))) as outputs:
         await anext(outputs)
         assert not await is_idle(client)
-    assert await until(lambda: is_idle(client)) < 0.5
+    assert await until(lambda: is_idle(client)) < FREED_WITHIN_S
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.0005, 0.001, 0.002, 0.004, 0.1])
@@ -146,7 +151,7 @@ async def test_cancelling_the_reader_frees_the_memory_at_any_time(client: RayEng
     await asyncio.wait(readers)
     assert all(reader.cancelled() for reader in readers)
     await asyncio.sleep(0.02)  # what was still on its way to a replica arrives, and is then taken back
-    assert await until(lambda: is_idle(client)) < 0.5
+    assert await until(lambda: is_idle(client)) < FREED_WITHIN_S
 
 
 async def test_gateways_do_not_mix(client: RayEngineClient) -> None:
@@ -162,7 +167,7 @@ async def test_gateways_do_not_mix(client: RayEngineClient) -> None:
     ends = await asyncio.gather(*readers, return_exceptions=True)
     assert await mine == [continuation(request) for request in requests]
     assert all(isinstance(end, EngineError | AssertionError) for end in ends)
-    assert await until(lambda: is_idle(client)) < 0.5
+    assert await until(lambda: is_idle(client)) < FREED_WITHIN_S
 
 
 async def test_what_a_closed_client_was_doing_ends_with_an_error(client: RayEngineClient) -> None:
@@ -185,11 +190,11 @@ async def test_a_stream_that_breaks_alone_ends_its_requests_and_is_opened_again(
         await anext(stream)
     for link in list(client._links.values()):
         link.stream.cancel()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(2):
         lasts = [[output async for output in stream][-1] for stream in streams]
     assert {last.finish_reason for last in lasts} == {FinishReason.ERROR}
     assert {last.error for last in lasts} == {"the engine replica working on this request was lost"}
-    assert await until(lambda: is_idle(client)) < 0.5
+    assert await until(lambda: is_idle(client)) < FREED_WITHIN_S
     again = [make_request(f"again-{n}", (n + 1,), 20, ignore_eos=True) for n in range(4)]
     assert await asyncio.gather(*(collect(client, r) for r in again)) == [continuation(r) for r in again]
 
