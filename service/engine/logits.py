@@ -16,14 +16,15 @@ def adjust(
 ) -> None:
     """Applies to one row of `logits` [vocab], in place: allowed and forbidden tokens, bias, penalties.
 
-    In this order, as in vLLM. Ids beyond the row are ignored: they are never sampled anyway.
+    In this order, as in vLLM. Ids beyond the row are ignored: they are never sampled anyway. Something can always be
+    drawn: where all that is allowed is forbidden too, what is allowed wins, and where that is nothing, all is.
     """
     vocab = logits.shape[0]
     if params.allowed_token_ids is not None:
         _keep_only(logits, _within(params.allowed_token_ids, logits))
     forbidden = [*banned, *_completing_bad_words(params.bad_words, [*prompt, *output])]
     if forbidden:
-        logits[_within(forbidden, logits)] = -torch.inf
+        _forbid(logits, _within(forbidden, logits))
     for token_id, bias in params.logit_bias:
         if token_id < vocab:
             logits[token_id] += bias
@@ -43,7 +44,16 @@ def _within(token_ids: Sequence[int], logits: Tensor) -> Tensor:
     return torch.tensor([i for i in token_ids if i < vocab], dtype=torch.int64, device=logits.device)
 
 
+def _forbid(logits: Tensor, forbidden: Tensor) -> None:
+    lost = logits[forbidden]
+    logits[forbidden] = -torch.inf
+    if logits.max() == -torch.inf:
+        logits[forbidden] = lost
+
+
 def _keep_only(logits: Tensor, allowed: Tensor) -> None:
+    if allowed.numel() == 0:
+        return
     kept = logits[allowed]
     logits.fill_(-torch.inf)
     logits[allowed] = kept

@@ -30,14 +30,18 @@ def plainly(
 ) -> list[float]:
     """The same, token by token from the definition."""
     text = prompt + output
+    allowed = set(range(VOCAB))
+    if params.allowed_token_ids is not None:
+        allowed = allowed & set(params.allowed_token_ids) or allowed
+    ends_bad_word = {
+        word[-1]
+        for word in params.bad_words
+        if len(text) >= len(word) - 1 and text[len(text) - len(word) + 1 :] == list(word[:-1])
+    }
+    allowed = allowed - ends_bad_word - set(banned) or allowed
     result = []
     for i, logit in enumerate(logits):
-        is_allowed = params.allowed_token_ids is None or i in params.allowed_token_ids
-        ends_bad_word = any(
-            word[-1] == i and text[len(text) - len(word) + 1 :] == list(word[:-1]) and len(text) >= len(word) - 1
-            for word in params.bad_words
-        )
-        if not is_allowed or ends_bad_word or i in banned:
+        if i not in allowed:
             logit = -math.inf
         logit += sum(bias for token_id, bias in params.logit_bias if token_id == i)
         if i in text:
@@ -61,6 +65,16 @@ def test_adjusting_equals_its_definition(
     row = torch.tensor(logits, dtype=torch.float64)
     adjust(row, params, prompt, output, banned)
     assert row.tolist() == pytest.approx(plainly(logits, params, prompt, output, banned))
+
+
+def test_there_is_always_something_to_draw() -> None:
+    params = SamplingParams(max_tokens=1, allowed_token_ids=(2, 3), bad_words=((2,), (3,)))
+    row = torch.zeros(VOCAB)
+    adjust(row, params, [], [], [])
+    assert (row > -math.inf).nonzero().flatten().tolist() == [2, 3]
+    row = torch.zeros(2)
+    adjust(row, SamplingParams(max_tokens=1), [], [], [0, 1])
+    assert row.tolist() == [0, 0]
 
 
 def test_log_probabilities_ranks_and_alternatives() -> None:
