@@ -31,6 +31,8 @@ TEND_PERIOD_S = 2.0
 # A replica whose stream has been silent for this many seconds counts as unhealthy; it speaks every second.
 SILENCE_TIMEOUT_S = 6.0
 _LAST_OUTPUT_TIMEOUT_S = 5.0
+# Of one request: a refusal by each of a few replicas, and streams to be opened first.
+_MAX_ATTEMPTS = 10
 _LOST = "the engine replica working on this request was lost"
 
 _Call = DeploymentResponseGenerator[Item]
@@ -153,8 +155,10 @@ class RayEngineClient:
         refusal: EngineError = EngineDeadError("the server is shutting down")
         avoid = {link.replica for link in self._links.values() if not link.health.is_healthy}
         asked: set[str] = set()
-        while not self._is_closed:
-            call = self._call(request, avoid=avoid)
+        for _ in range(_MAX_ATTEMPTS):
+            if self._is_closed:
+                break
+            call = self._call(request, avoid=avoid | asked)
             verdict = await self._first(call)
             assert isinstance(verdict, Verdict)
             if verdict.refusal is None:
@@ -166,7 +170,6 @@ class RayEngineClient:
                 await self._open_link(verdict.replica)
             else:
                 asked.add(verdict.replica)
-                avoid |= asked
         raise refusal
 
     async def _watch(self, call: _Call, flight: Flight) -> None:

@@ -79,13 +79,12 @@ class RayCluster:
 
     async def start(self) -> None:
         """Starts a private Ray, or joins the cluster at the address. Raises EngineStartError."""
-        if self._address is None:
-            self._run_dir = _RunDir()
-            os.environ |= _SERVE_ENV | _LOCAL_ENV | self._run_dir.env
-            os.environ.pop("RAY_AUTH_TOKEN", None)
-        else:
-            os.environ |= _SERVE_ENV
         try:
+            os.environ |= _SERVE_ENV
+            if self._address is None:
+                self._run_dir = _RunDir()
+                os.environ |= _LOCAL_ENV | self._run_dir.env
+                os.environ.pop("RAY_AUTH_TOKEN", None)
             await self._worker.call(self._start)
         except Exception as error:
             raise EngineStartError(f"Ray did not start: {_last_line(str(error))}") from error
@@ -102,7 +101,11 @@ class RayCluster:
         """
         self._app_name = name
         await self._worker.call(lambda: _run(build(), name))
-        while not await self._worker.call(lambda: _is_ready(name)):  # noqa: ASYNC110 - Ray offers no event to wait for
+        said = ""
+        while (message := await self._worker.call(lambda: _what_is_missing(name))) is not None:
+            if message and message != said:
+                logger.warning("%s", message)
+            said = message
             await asyncio.sleep(_POLL_S)
 
     async def stop(self) -> bool:
@@ -160,18 +163,21 @@ def _run(app: Application, name: str) -> None:
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def _is_ready(name: str) -> bool:
-    """Whether the application answers. Raises EngineStartError when it never will."""
+def _what_is_missing(name: str) -> str | None:
+    """Serve's remark on an application that is not ready, often none; None when it is.
+
+    Raises CommandError when it never will be.
+    """
     from ray import serve
 
     status: ServeStatus = serve.status()
     app = status.applications.get(name)
     if app is None:
-        return False
+        return ""
+    remarks = [deployment.message for deployment in app.deployments.values() if deployment.message]
     if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-        reasons = [deployment.message for deployment in app.deployments.values() if deployment.message]
-        raise _start_error(_last_line(reasons[0] if reasons else app.message))
-    return bool(app.status == "RUNNING")
+        raise _start_error(_last_line(remarks[0] if remarks else app.message))
+    return None if app.status == "RUNNING" else " ".join(" ".join(remarks).split())
 
 
 def _count_gpus() -> float:
@@ -241,7 +247,7 @@ def _clear(path: Path) -> None:
     """Kills the processes that have files of the directory open, and deletes it."""
     for process in Path("/proc").glob("[0-9]*"):
         pid = int(process.name)
-        if pid != os.getpid() and _has_open(process, str(path)):
+        if pid != os.getpid() and _has_open(process, f"{path}/"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     # A process that is just dying may still write a last line.
