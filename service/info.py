@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,9 @@ def print_table(facts: Facts) -> None:
         table.add_row(f"[bold]{group}[/bold]")
         for name, value in values.items():
             table.add_row(f"  {name.replace('_', ' ')}", _readable(name, value))
-    Console(soft_wrap=True).print(table, markup=True, highlight=False)
+    # Into a pipe goes all of every line: a path cut short is of no use to the next program.
+    width = None if sys.stdout.isatty() else 1000
+    Console(soft_wrap=True, width=width).print(table, markup=True, highlight=False)
 
 
 def _readable(name: str, value: Any) -> str:

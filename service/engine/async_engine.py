@@ -34,14 +34,12 @@ class AsyncEngine:
         engine: Engine,
         info: EngineInfo,
         *,
-        max_num_requests: int,
         stall_timeout_s: float = 60.0,
         replica: str = "0",
         start_up_s: float = 0.0,
     ) -> None:
         self.info = info
         self._engine = engine
-        self._max_num_requests = max_num_requests
         self._stall_timeout_s = stall_timeout_s
         self._replica = replica
         self._start_up_s = start_up_s
@@ -72,7 +70,7 @@ class AsyncEngine:
         if request.request_id in self._listeners:
             raise RequestRejectedError(f"request id {request.request_id!r} is in use")
         self._engine.validate(request)
-        if len(self._listeners) >= self._max_num_requests:
+        if len(self._listeners) >= self.info.max_num_requests:
             raise EngineOverloadedError(
                 f"the server is full: {len(self._listeners)} requests are running or waiting",
                 retry_after_s=self._seconds_per_request(),

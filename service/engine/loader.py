@@ -70,11 +70,11 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         kernel_path=kernel.path,
         fingerprint="-".join([model.fingerprint[:12], *names, kernel.path]),
         num_parameters=model.num_parameters,
+        max_num_requests=config.max_num_seqs + config.max_num_waiting,
     )
     return AsyncEngine(
         Engine(scheduler, ModelRunner(kernel, cache, model.config)),
         info,
-        max_num_requests=config.max_num_seqs + config.max_num_waiting,
         stall_timeout_s=config.stall_timeout_s,
         replica=replica,
         start_up_s=time.monotonic() - started_s,

@@ -38,15 +38,15 @@ def plan_memory(
     budget = config.memory_bytes or int(available * _DEFAULT_SHARE)
     if budget > available:
         # Memory is handed out lazily: without this the process would be killed later, in the middle of serving.
-        raise MemoryError(f"the memory cache is to take {_mib(budget)} MiB, but {_mib(available)} MiB are available")
+        raise MemoryError(f"the memory cache is to take {_size(budget)}, but {_size(available)} are available")
     num_blocks = (budget - slot_bytes) // block_bytes
     if config.memory_bytes is None:
         num_blocks = min(num_blocks, wanted)
     if num_blocks < per_sequence:
         needed = per_sequence * block_bytes + slot_bytes
         raise MemoryError(
-            f"the memory cache may take {_mib(budget)} MiB, but one sequence of {max_model_len} tokens and "
-            f"{config.max_num_seqs} state slots need {_mib(needed)} MiB: lower max_model_len or max_num_seqs, or "
+            f"the memory cache may take {_size(budget)}, but one sequence of {max_model_len} tokens and "
+            f"{config.max_num_seqs} state slots need {_size(needed)}: lower max_model_len or max_num_seqs, or "
             "give it more memory"
         )
     num_blocks = max(num_blocks, 1)
@@ -76,5 +76,7 @@ def _cgroup_available() -> int:
         return _meminfo_available()
 
 
-def _mib(num_bytes: int) -> int:
-    return -(-num_bytes // 2**20)
+def _size(num_bytes: int) -> str:
+    if num_bytes < 2**20:
+        return f"{max(num_bytes, 0) / 2**10:.4g} KiB"
+    return f"{-(-num_bytes // 2**20)} MiB"

@@ -38,7 +38,7 @@ class EngineHealth:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a gateway must know of the engine it speaks to."""
+    """What a gateway must know of the engine it speaks to. `max_num_requests` may run and wait at the same time."""
 
     model_dir: str
     vocab_size: int
@@ -50,3 +50,4 @@ class EngineInfo:
     kernel_path: str
     fingerprint: str
     num_parameters: int
+    max_num_requests: int

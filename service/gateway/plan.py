@@ -44,9 +44,11 @@ async def make_plan(
     model = resolve_model(params.model, served)
     _check_limits(params, served, settings)
     prompts = await resolve_prompts(params.prompt, served, settings)
-    if params.n * len(prompts) > settings.max_choices:
-        message = f"'n' times the number of prompts must be at most {settings.max_choices}"
-        raise BadRequestError(message, param="n")
+    # More than the engine holds could never be accepted, however often the client came back.
+    max_choices = min(settings.max_choices, served.info.max_num_requests)
+    if params.n * len(prompts) > max_choices:
+        message = f"'n' times the number of prompts must be at most {max_choices}"
+        raise BadRequestError(message, param="n" if params.n > 1 else "prompt")
     seed = secrets.randbelow(_MAX_DRAWN_SEED) if params.seed in (None, _RANDOM_SEED) else params.seed
     assert seed is not None
     return CompletionPlan(

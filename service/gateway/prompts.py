@@ -35,7 +35,7 @@ async def resolve_prompts(prompt: object, served: ServedModel, settings: Gateway
 def require_tokenizer(served: ServedModel, param: str) -> Tokenizer:
     """The model's tokenizer. Raises BadRequestError naming `param` where it has none."""
     if served.tokenizer is None:
-        message = f"'{param}' cannot be text: this model has no tokenizer and is served for token ids only"
+        message = f"'{param}' cannot be used here: this model has no tokenizer and is served for token ids only"
         raise BadRequestError(message, param=param, code="no_tokenizer")
     return served.tokenizer
 

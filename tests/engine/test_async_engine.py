@@ -14,7 +14,7 @@ from service.engine.request import FinishReason, RequestOutput
 from service.engine.stats import EngineInfo
 from tests.engine.scripted import continuation, make_engine, make_request
 
-INFO = EngineInfo("", 50, 32, 0, "float32", "float32", "cpu", "scripted", "scripted", 0)
+INFO = EngineInfo("", 50, 32, 0, "float32", "float32", "cpu", "scripted", "scripted", 0, 6)
 
 
 class Gate:
@@ -42,7 +42,7 @@ def gate() -> Gate:
 
 @pytest.fixture
 async def engine(gate: Gate) -> AsyncIterator[AsyncEngine]:
-    engine = AsyncEngine(make_engine(on_step=gate), INFO, max_num_requests=6, stall_timeout_s=0.2)
+    engine = AsyncEngine(make_engine(on_step=gate), INFO, stall_timeout_s=0.2)
     engine.start()
     yield engine
     gate.open.set()

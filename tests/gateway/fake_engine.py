@@ -21,6 +21,7 @@ INFO = EngineInfo(
     kernel_path="fake",
     fingerprint="0123456789abcdef",
     num_parameters=1,
+    max_num_requests=1000,
 )
 TIMING = RequestTiming(queued_s=0.001, prefill_s=0.002, decode_s=0.003)
 

@@ -60,11 +60,11 @@ def load_paced(config: EngineConfig, replica: str, step_s: float = 0.002) -> Ser
         kernel_path="scripted",
         fingerprint="0123456789ab",
         num_parameters=1,
+        max_num_requests=config.max_num_seqs + config.max_num_waiting,
     )
     return AsyncEngine(
         Engine(scheduler, PacedRunner(step_s)),
         info,
-        max_num_requests=config.max_num_seqs + config.max_num_waiting,
         stall_timeout_s=config.stall_timeout_s,
         replica=replica,
     )
