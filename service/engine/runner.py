@@ -31,21 +31,25 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> StepOutput:
         """Absorbs the plan's tokens into the cache and samples where a sequence's last known token was among them."""
-        wanted = [_PromptRows(item) if item.sequence.wants_prompt_logprobs else None for item in plan.scheduled]
-        if not any(wanted):
+        if not any(item.sequence.wants_prompt_logprobs for item in plan.scheduled):
             return self._sample(plan, self.kernel.step(self._token_ids(plan), self._batch(plan)))
+        # Of a sequence whose prompt is asked about the logits after every token, of the others those after the last.
         rows: list[int] = []
-        first, num_last = 0, len(plan.scheduled)
+        starts, ends, first = [], [], 0
         for item in plan.scheduled:
-            rows.append(first + item.num_tokens - 1)
-            first += item.num_tokens
-        first = 0
-        for item, prompt in zip(plan.scheduled, wanted, strict=True):
-            rows += range(first, first + len(prompt.predicted)) if prompt else ()
-            first += item.num_tokens
+            after = first + item.num_tokens
+            starts.append(len(rows))
+            rows += range(first if item.sequence.wants_prompt_logprobs else after - 1, after)
+            ends.append(len(rows))
+            first = after
         logits = self.kernel.step(self._token_ids(plan), self._batch(plan), rows=torch.tensor(rows))
-        result = self._sample(plan, logits[:num_last])
-        return StepOutput(result.token_ids, result.logprobs, self._prompt_logprobs(wanted, logits[num_last:]))
+        result = self._sample(plan, logits[[end - 1 for end in ends]])
+        prompt_logprobs = {
+            i: _prompt_logprobs(item, logits[start:end])
+            for i, (item, start, end) in enumerate(zip(plan.scheduled, starts, ends, strict=True))
+            if item.sequence.wants_prompt_logprobs
+        }
+        return StepOutput(result.token_ids, result.logprobs, prompt_logprobs)
 
     def _sample(self, plan: SchedulerOutput, logits: Tensor) -> StepOutput:
         """`logits` [scheduled, vocab_size] after the last token of each scheduled sequence."""
@@ -65,19 +69,6 @@ class ModelRunner:
         asked = [rows[n].params.num_logprobs or 0 for n in told]
         logprobs = _limited(token_logprobs(untouched, [drawn[n] for n in told], max(asked)), asked)
         return StepOutput(token_ids, {sampled[n]: logprob for n, logprob in zip(told, logprobs, strict=True)})
-
-    def _prompt_logprobs(
-        self, wanted: Sequence[_PromptRows | None], logits: Tensor
-    ) -> dict[int, tuple[TokenLogprob, ...]]:
-        result: dict[int, tuple[TokenLogprob, ...]] = {}
-        first = 0
-        for i, prompt in enumerate(wanted):
-            if prompt and prompt.predicted:
-                # A prompt may name ids that are never sampled: what the network thinks of them counts here.
-                part = logits[first : first + len(prompt.predicted)]
-                result[i] = token_logprobs(part, prompt.predicted, prompt.num_top)
-                first += len(prompt.predicted)
-        return result
 
     def _token_ids(self, plan: SchedulerOutput) -> Tensor:
         token_ids: list[int] = []
@@ -112,13 +103,13 @@ class ModelRunner:
         )
 
 
-class _PromptRows:
-    """Which of a scheduled sequence's new tokens predict tokens of its prompt, and which ones they are."""
-
-    def __init__(self, item: ScheduledSequence) -> None:
-        last = min(item.start + item.num_tokens, item.sequence.num_prompt_tokens - 1)
-        self.predicted = item.sequence.token_ids[item.start + 1 : last + 1]
-        self.num_top = item.sequence.request.sampling.num_prompt_logprobs or 0
+def _prompt_logprobs(item: ScheduledSequence, logits: Tensor) -> tuple[TokenLogprob, ...]:
+    """What `logits` [new tokens, vocab_size] say of the prompt tokens that the new tokens predict."""
+    sequence = item.sequence
+    last = min(item.start + item.num_tokens, sequence.num_prompt_tokens - 1)
+    predicted = sequence.token_ids[item.start + 1 : last + 1]
+    # A prompt may name ids that are never sampled: what the network thinks of them counts here.
+    return token_logprobs(logits[: len(predicted)], predicted, sequence.request.sampling.num_prompt_logprobs or 0)
 
 
 def _limited(logprobs: Sequence[TokenLogprob], asked: Sequence[int]) -> list[TokenLogprob]:

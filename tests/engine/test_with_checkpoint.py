@@ -240,6 +240,27 @@ def test_log_probabilities_are_those_of_one_pass(model: MemoryMosaic, budget: in
         assert all(output.prompt_logprobs is None for output in outputs[1:])
 
 
+@pytest.mark.parametrize("budget", [64, 4])
+def test_log_probabilities_come_from_the_cpu_kernels_too(budget: int) -> None:
+    torch.manual_seed(5)
+    plain = MemoryMosaic(CONFIG).eval().requires_grad_(False)
+    cache = MemoryCache(CONFIG, num_blocks=8, block_size=16, num_slots=2, keys_by_dimension=True)
+    limits = SchedulerConfig(2, budget, MAX_MODEL_LEN, CONFIG.vocab_size, CONFIG.eos_token_id)
+    runner = ModelRunner(CpuKernel(plain, num_threads=1), cache, CONFIG)
+    engine = Engine(Scheduler(limits, BlockManager(8, 16, 2)), runner)
+    asking = SamplingParams(max_tokens=3, ignore_eos=True, num_prompt_logprobs=1)
+    requests = [Request("a", tuple(range(1, 12)), asking), Request("b", (5,) * 7, SamplingParams(max_tokens=3))]
+    for request in requests:
+        engine.add_request(request)
+    outputs = [output for _ in range(12) for output in engine.step()]
+    prompt = requests[0].prompt_token_ids
+    [told] = [output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None]
+    expected = plain(torch.tensor([prompt]))[0].log_softmax(-1)
+    assert [p.logprob for p in told] == pytest.approx(
+        [float(expected[i, t]) for i, t in enumerate(prompt[1:])], abs=1e-4
+    )
+
+
 def test_a_prompt_can_be_scored_without_generating(model: MemoryMosaic) -> None:
     request = Request("a", (1, 2, 3, 4), SamplingParams(max_tokens=0, num_prompt_logprobs=0))
     engine = make_engine(model, num_blocks=63, block_size=1, max_num_seqs=1, budget=2)
