@@ -51,7 +51,7 @@ class KeyExtractor(nn.Module):
     def forward(self, x: Tensor, past: Past, which: Average) -> Tensor:
         """[*tokens, n_embd] -> unit keys [*tokens, heads, dim]."""
         projected = _heads(self.projection(x), self.n_head)
-        return unit(past.average(projected, -(self.leak.to(x.dtype) * _STORED).abs(), which), self.eps)
+        return unit(past.average(projected, log_decay(self.leak, x.dtype), which), self.eps)
 
 
 class MixedValues(nn.Module):
@@ -107,9 +107,9 @@ class ContextualMemory(nn.Module):
         own, earlier = self.value(x)
         completed_value = unit(past.previous_contribution(own) + earlier, self.eps)
         # Both sides of k . k_i carry the scale; here the query carries the square of it.
-        query = key * _scale(self.key.log_scale, 2, 2 * self.log_scale_max, x.dtype)
+        query = key * scale(self.key.log_scale, 2, 2 * self.log_scale_max, x.dtype)
         y = past.read(query, past.previous_key(key), completed_value)
-        remembered: Tensor = self.output((y * _scale(self.value.log_scale, 1, math.inf, x.dtype)).flatten(-2))
+        remembered: Tensor = self.output((y * scale(self.value.log_scale, 1, math.inf, x.dtype)).flatten(-2))
         return remembered
 
 
@@ -129,8 +129,8 @@ class PersistentMemory(nn.Module):
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """[*tokens, n_embd] -> [*tokens, n_embd]."""
         key = self.key(x, past, Average.PERSISTENT)
-        query = key * _scale(self.key.log_scale, 2, self.log_scale_max, x.dtype)
-        y = self._read(query.flatten(0, -3)) * _scale(self.log_scale, 1, math.inf, x.dtype)
+        query = key * scale(self.key.log_scale, 2, self.log_scale_max, x.dtype)
+        y = self._read(query.flatten(0, -3)) * scale(self.log_scale, 1, math.inf, x.dtype)
         remembered: Tensor = self.output(y.reshape(x.shape))
         return remembered
 
@@ -169,6 +169,11 @@ def _heads(x: Tensor, n_head: int) -> Tensor:
     return x.view(*x.shape[:-1], n_head, -1)
 
 
-def _scale(log_scale: Tensor, power: int, most: float, dtype: torch.dtype) -> Tensor:
+def log_decay(leak: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logarithm of a leaky average's factor per token, [heads], not positive."""
+    return -(leak.to(dtype) * _STORED).abs()
+
+
+def scale(log_scale: Tensor, power: int, most: float, dtype: torch.dtype) -> Tensor:
     """exp(min(power * log scale, most)) per head, [heads, 1]."""
     return torch.exp((log_scale.to(dtype) * (power * _STORED)).clamp(max=most))[:, None]

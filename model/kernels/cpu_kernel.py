@@ -14,7 +14,7 @@ from model.cache import MemoryBatch
 from model.config import MosaicConfig
 from model.kernels import cpu_library
 from model.kernels.cpu_library import CacheView, Sizes, StepView
-from model.layers import Block, ContextualMemory, MixedValues
+from model.layers import Block, ContextualMemory, MixedValues, log_decay, scale
 from model.mosaic_v1 import MemoryMosaic
 
 MAX_BLOCK_SIZE, MAX_HEAD_DIM, LANES = 256, 512, 16
@@ -192,11 +192,11 @@ def _vectors(block: Block) -> Iterator[tuple[str, Tensor]]:
 
 
 def _decay(leak: Tensor) -> Tensor:
-    return torch.exp(-(leak * 10.0).abs())
+    return log_decay(leak, torch.float32).exp()
 
 
 def _scale(log_scale: Tensor, power: int, most: float) -> Tensor:
-    return torch.exp((log_scale * (power * 10.0)).clamp(max=most))
+    return scale(log_scale, power, most, torch.float32)
 
 
 def _norm(name: str, norm: nn.LayerNorm) -> Iterator[tuple[str, Tensor]]:
