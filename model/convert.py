@@ -6,11 +6,8 @@ Reads the file without running code from it, and leaves either a complete direct
 """
 
 import argparse
-import os
-import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from model.card import CARD_FILE, model_card
-from model.checkpoint import CONFIG_FILE, save_model
+from model.checkpoint import save_model
 from model.config import MosaicConfig
 from model.gpt2_tokenizer import TokenizerDataError, gpt2_tokenizer_json
 from model.published import (
@@ -33,6 +30,7 @@ from model.published import (
 )
 from model.published_checkpoint import read_checkpoint
 from model.published_weights import convert_weights
+from model.staging import check_free, complete_or_absent
 from model.tokenizer import TOKENIZER_FILE, Tokenizer
 
 GPT2 = "gpt2"
@@ -127,7 +125,7 @@ def write_conversion(conversion: Conversion, out_dir: Path) -> None:
     _check_free(out_dir)
     name = out_dir.resolve().name
     card = model_card(name, conversion.layout.value, conversion.config, conversion.num_parameters, conversion.training)
-    with _complete_or_absent(out_dir) as directory:
+    with complete_or_absent(out_dir) as directory:
         save_model(conversion.weights, conversion.config, directory)
         if conversion.tokenizer is not None:
             (directory / TOKENIZER_FILE).write_text(conversion.tokenizer, encoding="utf-8")
@@ -158,35 +156,10 @@ def _with_tokenizer(config: MosaicConfig, tokenizer: Tokenizer) -> MosaicConfig:
 
 
 def _check_free(out_dir: Path) -> None:
-    if out_dir.is_dir():
-        if any(out_dir.iterdir()):
-            raise ConversionError(f"{out_dir}: not empty; give a new or empty directory")
-    elif out_dir.exists() or out_dir.is_symlink():
-        raise ConversionError(f"{out_dir}: not a directory")
-
-
-@contextmanager
-def _complete_or_absent(out_dir: Path) -> Iterator[Path]:
-    """A directory to write into: its files become those of `out_dir` at the end, or vanish on an error."""
-    # A directory that is there may be a mount point, which cannot be renamed over: its files move one by one.
-    exists = out_dir.is_dir()
-    stage = (out_dir if exists else out_dir.parent) / f".{out_dir.name}.{os.getpid()}.partial"
-    moved: list[Path] = []
     try:
-        stage.mkdir(parents=True)
-        yield stage
-        if exists:
-            # The configuration last: a directory without it is no model.
-            for file in sorted(stage.iterdir(), key=lambda file: file.name == CONFIG_FILE):
-                moved.append(file.rename(out_dir / file.name))
-            stage.rmdir()
-        else:
-            stage.rename(out_dir)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        for file in moved:
-            file.unlink(missing_ok=True)
-        raise
+        check_free(out_dir)
+    except ValueError as error:
+        raise ConversionError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:

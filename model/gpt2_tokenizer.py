@@ -57,7 +57,7 @@ def gpt2_tokenizer_json() -> str:
 def byte_level_bpe_json(ranks: dict[bytes, int]) -> str:
     """The text of a tokenizer.json that splits text as tiktoken does with `ranks`, `<|endoftext|>` last.
 
-    `ranks` numbers every token from 0 up, single bytes before what is merged from them.
+    `ranks` numbers every token from 0 up, what is merged after its parts. Where single bytes stand does not matter.
 
     A token's merge is the pair of parts into which its own bytes fall under the merges ranked before it. Two
     neighbours that spell a token in running text came about inside those same bytes by those same merges, so

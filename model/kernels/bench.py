@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,32 +22,11 @@ from model.config import MosaicConfig
 from model.kernels.choice import KERNELS, choose_path, make_kernel
 from model.kernels.kernel import Kernel
 from model.mosaic_v1 import MemoryMosaic
+from model.presets import PRESETS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BLOCK_SIZE = 32
 CONTEXT = 192
-
-
-def preset(name: str) -> MosaicConfig:
-    """A shape to measure: `small` (7.3M parameters) or `gpt2s` (123.6M, the size of GPT-2 small)."""
-    sizes: dict[str, Any] = {
-        "small": {"vocab_size": 4096, "n_layer": 8, "n_head": 8, "n_embd": 256, "pmem_size": 896},
-        "gpt2s": {"vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768, "pmem_size": 2688},
-    }[name]
-    return MosaicConfig(
-        **sizes,
-        block_size=1024,
-        pmem_count=1,
-        key_log_scale_max=5.0,
-        persistent_key_log_scale_max=10.0,
-        norm_eps=0.0,
-        logit_scale=sizes["n_embd"] ** -0.5,
-        pre_norm=True,
-        value_extractor="lowrlinearconv",
-        bias=False,
-        tied=True,
-        has_persistent=True,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +97,14 @@ def best_time(kernel: Kernel, config: MosaicConfig, work: Work, memory_dtype: to
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m model.kernels.bench", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--preset", choices=("small", "gpt2s"), default="small")
+    parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--kernel", choices=KERNELS, default="auto")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--memory-dtype", choices=DTYPES, default="float16")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row (default: %(default)s)")
     options = parser.parse_args(arguments)
-    config, dtype, memory_dtype = preset(options.preset), DTYPES[options.dtype], DTYPES[options.memory_dtype]
+    config, dtype, memory_dtype = PRESETS[options.preset], DTYPES[options.dtype], DTYPES[options.memory_dtype]
     torch.manual_seed(0)
     path = choose_path(config, options.kernel, device="cpu", dtype=dtype, block_size=BLOCK_SIZE)
     torch.set_num_threads(options.threads if path.startswith("torch") else 1)

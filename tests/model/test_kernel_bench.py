@@ -3,18 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.kernels.bench import Work, main, preset
+from model.kernels.bench import Work, main
 from model.mosaic_v1 import MemoryMosaic
+from model.presets import PRESETS
 
 
 def test_presets_have_the_sizes_they_name() -> None:
     with torch.device("meta"):
-        sizes = [MemoryMosaic(preset(name)).num_parameters for name in ("small", "gpt2s")]
+        sizes = [MemoryMosaic(PRESETS[name]).num_parameters for name in ("small", "gpt2s")]
     assert [round(size / 1e6, 1) for size in sizes] == [7.3, 123.6]
 
 
 def test_work_counts_every_weight_once_a_token_and_every_pair_once_a_reader() -> None:
-    config = preset("small")
+    config = PRESETS["small"]
     weights = 8 * (5 * 256**2 + 2 * 256 * 896) + 4096 * 256
     assert Work("", 1, 0, 1).operations(config) == 2 * weights
     assert Work("", 1, 0, 3).num_pairs() == 0 + 1 + 2
