@@ -167,7 +167,7 @@ class GatewayMetrics:
         self._success = Counter(
             PREFIX + "request_success", "Requests that ended, by reason.", ["finished_reason"], registry=self.registry
         )
-        for reason in ("stop", "length", "abort", "error"):
+        for reason in ("stop", "length", "deadline", "abort", "error"):
             self._success.labels(reason)
         self._prompt_length = self._histogram("request_prompt_tokens", "Prompt length.", buckets=TOKENS)
         self._generation_length = self._histogram("request_generation_tokens", "Tokens generated.", buckets=TOKENS)

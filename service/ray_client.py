@@ -11,14 +11,14 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from service.engine.errors import EngineDeadError, EngineError, EngineOverloadedError, RequestRejectedError
-from service.engine.request import Request, RequestOutput
+from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 from service.flight import Flight
 from service.ray_engine import EngineReplica
@@ -109,7 +109,12 @@ class RayEngineClient:
         flight = self._flights[request.request_id] = Flight(request.request_id)
         call: _Call | None = None
         try:
-            call, flight.replica = await self._send(request)
+            try:
+                async with asyncio.timeout(request.timeout_s):
+                    call, flight.replica = await self._send(request)
+            except TimeoutError:
+                yield RequestOutput(request.request_id, finish_reason=FinishReason.DEADLINE)
+                return
             self._start(self._watch(call, flight))
             while True:
                 output = await flight.take()
@@ -155,10 +160,11 @@ class RayEngineClient:
         refusal: EngineError = EngineDeadError("the server is shutting down")
         avoid = {link.replica for link in self._links.values() if not link.health.is_healthy}
         asked: set[str] = set()
+        started_s = time.monotonic()
         for _ in range(_MAX_ATTEMPTS):
             if self._is_closed:
                 break
-            call = self._call(request, avoid=avoid | asked)
+            call = self._call(_with_time_left(request, started_s), avoid=avoid | asked)
             verdict = await self._first(call)
             assert isinstance(verdict, Verdict)
             if verdict.refusal is None:
@@ -295,6 +301,13 @@ class RayEngineClient:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _with_time_left(request: Request, started_s: float) -> Request:
+    """`request` with what is left of its time since `started_s`."""
+    if request.timeout_s is None:
+        return request
+    return replace(request, timeout_s=max(request.timeout_s - (time.monotonic() - started_s), 0.0))
 
 
 def _cancel(call: _Call) -> None:

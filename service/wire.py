@@ -62,7 +62,7 @@ Item = Hello | StepMessage | Verdict
 
 def pack(output: RequestOutput) -> PackedOutput:
     """`output` as a tuple where it has nothing but tokens, as nearly all have."""
-    if output.finish_reason is not None or output.prompt_logprobs is not None:
+    if output.finish_reason is not None or output.prompt_logprobs is not None or output.num_cached_tokens:
         return output
     if not output.logprobs:
         return output.request_id, output.new_token_ids
@@ -93,4 +93,5 @@ def merge(first: RequestOutput | None, then: RequestOutput) -> RequestOutput:
         then.timing,
         first.logprobs + then.logprobs,
         first.prompt_logprobs if then.prompt_logprobs is None else then.prompt_logprobs,
+        first.num_cached_tokens or then.num_cached_tokens,
     )

@@ -51,9 +51,10 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Plans, executes and books one step. A request's last output `is_finished`."""
         started_s = time.perf_counter()
+        expired = self.scheduler.expire()
         plan = self.scheduler.schedule()
         if not plan.scheduled:
-            return []
+            return expired
         planned_s = time.perf_counter()
         result = self.runner.execute(plan)
         executed_s = time.perf_counter()
@@ -62,7 +63,7 @@ class Engine:
         self.num_generated_tokens += sum(len(output.new_token_ids) for output in outputs)
         self.forward_time_s += executed_s - planned_s
         self.step_time_s += time.perf_counter() - started_s
-        return outputs
+        return expired + outputs
 
     def stats(self, replica: str, *, idle_time_s: float = 0.0, start_up_s: float = 0.0) -> EngineStats:
         """A snapshot; exact between steps, within one step of the truth from another thread."""

@@ -11,6 +11,7 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    DEADLINE = "deadline"
     ABORT = "abort"
     ERROR = "error"
 
@@ -67,12 +68,19 @@ class Request:
 
     `output_token_ids` are ids generated for this request earlier, elsewhere: they count towards `max_tokens` and are
     part of the context, but they are not generated again.
+
+    Of two that wait, the one with the lower `priority` goes first. Prompts share cached memory only where `cache_salt`
+    is the same. `timeout_s` seconds after it was handed over a request ends with `FinishReason.DEADLINE`, wherever it
+    is: a span, not a time, because the clocks of gateway and engine need not agree.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     output_token_ids: tuple[int, ...] = ()
+    priority: int = 0
+    cache_salt: str = ""
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,8 @@ class RequestOutput:
 
     `new_token_ids` includes the stop token, if one ended the request; `stop_token_id` names it. `error` is set with
     `FinishReason.ERROR` alone. `timing` comes with the terminal output. `logprobs` has one entry per new token where
-    they were asked for; `prompt_logprobs`, one per prompt token after the first, comes with the first output.
+    they were asked for; `prompt_logprobs`, one per prompt token after the first, comes with the first output, as does
+    `num_cached_tokens`, how many prompt tokens were found absorbed already.
     """
 
     request_id: str
@@ -114,6 +123,7 @@ class RequestOutput:
     timing: RequestTiming | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    num_cached_tokens: int = 0
 
     @property
     def is_finished(self) -> bool:

@@ -84,6 +84,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._clock = clock
+        self._timed: dict[str, Sequence] = {}
         # Free blocks that admission leaves alone, so that a newcomer does not at once preempt or get preempted.
         self._watermark = blocks.num_blocks // 100
 
@@ -111,7 +112,10 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queues `request`. Raises RequestRejectedError when it could never run here."""
         self.validate(request)
-        self.waiting.append(Sequence(request, self._clock()))
+        sequence = Sequence(request, self._clock())
+        self.waiting.append(sequence)
+        if request.timeout_s is not None:
+            self._timed[request.request_id] = sequence
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request wherever it is and frees its memory; None when it is not here (any more)."""
@@ -121,6 +125,17 @@ class Scheduler:
                     queue.remove(sequence)
                     return self._finish(sequence, FinishReason.ABORT)
         return None
+
+    def expire(self) -> list[RequestOutput]:
+        """Ends the requests whose time is up, running or waiting, and frees their memory."""
+        if not self._timed:
+            return []
+        now_s = self._clock()
+        late = [sequence for sequence in self._timed.values() if sequence.deadline_s <= now_s]
+        for sequence in late:
+            queue = self.running if sequence.status is RequestStatus.RUNNING else self.waiting
+            queue.remove(sequence)
+        return [self._finish(sequence, FinishReason.DEADLINE) for sequence in late]
 
     def schedule(self) -> SchedulerOutput:
         """Plans the next step: takes memory for it, moves sequences between waiting and running."""
@@ -205,6 +220,7 @@ class Scheduler:
         sequence.status = RequestStatus.FINISHED
         sequence.finish_reason = reason
         self.blocks.release(sequence)
+        self._timed.pop(sequence.request_id, None)
         return RequestOutput(
             sequence.request_id,
             finish_reason=reason,
@@ -227,6 +243,8 @@ class Scheduler:
             assert sequence.num_computed_tokens == 0
             assert not sequence.block_table
             assert sequence.slot is None
+        live = {s.request_id for s in (*self.running, *self.waiting) if s.request.timeout_s is not None}
+        assert self._timed.keys() == live, "a request outlives its deadline, or its deadline outlives it"
         arrivals = [s.arrival_s for s in (*self.running, *self.waiting)]
         assert arrivals == sorted(arrivals), "first come, first served is broken"
 

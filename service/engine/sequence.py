@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 from service.engine.request import FinishReason, Request, RequestTiming, TokenLogprob
@@ -52,6 +53,12 @@ class Sequence:
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def deadline_s(self) -> float:
+        """When its time is up, on the clock of `arrival_s`."""
+        timeout_s = self.request.timeout_s
+        return math.inf if timeout_s is None else self.arrival_s + timeout_s
 
     @property
     def num_tokens(self) -> int:

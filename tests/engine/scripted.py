@@ -74,9 +74,10 @@ def make_scheduler(
     max_num_seqs: int = 4,
     max_num_batched_tokens: int = 16,
     max_model_len: int = 32,
+    clock: Callable[[], float] | None = None,
 ) -> Scheduler:
     config = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_model_len, VOCAB_SIZE, EOS)
-    return Scheduler(config, BlockManager(num_blocks, block_size, max_num_seqs), Clock())
+    return Scheduler(config, BlockManager(num_blocks, block_size, max_num_seqs), clock or Clock())
 
 
 def make_engine(scheduler: Scheduler | None = None, on_step: Callable[[], None] = lambda: None) -> Engine:

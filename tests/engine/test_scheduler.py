@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from service.engine.errors import RequestRejectedError
 from service.engine.request import FinishReason, Request, RequestOutput
 from tests.engine.scripted import (
     VOCAB_SIZE,
+    Clock,
     ScriptedRunner,
     continuation,
     make_engine,
@@ -131,6 +134,38 @@ def test_abort_frees_memory_at_once_wherever_the_request_is() -> None:
     assert engine.scheduler.blocks.num_free_blocks == 16
 
 
+def test_a_deadline_ends_a_request_wherever_it_is_and_frees_its_memory() -> None:
+    clock = Clock()
+    engine = make_engine(make_scheduler(max_num_seqs=1, clock=clock))
+    engine.add_request(replace(make_request("runs", ignore_eos=True), timeout_s=5))
+    engine.add_request(replace(make_request("waits"), timeout_s=6))
+    engine.add_request(make_request("has time"))
+    before = [*engine.step(), *engine.step()]
+    clock.now_s = 5.5
+    [late, *_] = engine.step()
+    assert (late.request_id, late.finish_reason, late.new_token_ids) == ("runs", FinishReason.DEADLINE, ())
+    assert late.timing is not None
+    assert late.timing.decode_s > 5
+    assert ids(before) == continuation(make_request("runs", ignore_eos=True))[:2]
+    engine.scheduler.check_integrity()
+    clock.now_s = 7
+    [late, *_] = engine.step()
+    assert (late.request_id, late.finish_reason) == ("waits", FinishReason.DEADLINE)
+    clock.now_s = 1e9
+    while engine.has_work:
+        assert [output.request_id for output in engine.step()] == ["has time"]
+    assert engine.scheduler.blocks.num_free_blocks == 16
+
+
+def test_a_deadline_in_the_queue_ends_what_never_ran() -> None:
+    clock = Clock()
+    engine = make_engine(make_scheduler(clock=clock))
+    engine.add_request(replace(make_request("late"), timeout_s=0))
+    [output] = engine.step()
+    assert (output.request_id, output.finish_reason, output.new_token_ids) == ("late", FinishReason.DEADLINE, ())
+    assert not engine.has_work
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     prompts=st.lists(
@@ -179,8 +214,9 @@ class RandomTraffic(RuleBasedStateMachine):
         prompt=st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=24),
         max_tokens=st.integers(1, 8),
         done=st.integers(0, 3),
+        timeout_s=st.none() | st.floats(0, 2e-4),
     )
-    def add(self, prompt: list[int], max_tokens: int, done: int) -> None:
+    def add(self, prompt: list[int], max_tokens: int, done: int, timeout_s: float | None) -> None:
         name = f"r{len(self.requests)}"
         request = make_request(name, tuple(prompt), max_tokens)
         resumed = continuation(request)[: min(done, max_tokens - 1)]
@@ -188,7 +224,7 @@ class RandomTraffic(RuleBasedStateMachine):
         if resumed and resumed[-1] == 0:
             resumed = []
         request = make_request(name, tuple(prompt), max_tokens, output_token_ids=tuple(resumed))
-        self.engine.add_request(request)
+        self.engine.add_request(replace(request, timeout_s=timeout_s))
         self.requests[name], self.outputs[name] = request, []
 
     @precondition(lambda self: self.requests)
@@ -221,7 +257,7 @@ class RandomTraffic(RuleBasedStateMachine):
             outputs = self.outputs[name]
             assert [o.is_finished for o in outputs] == [False] * (len(outputs) - 1) + [True]
             expected = continuation(request)
-            if outputs[-1].finish_reason is FinishReason.ABORT:
+            if outputs[-1].finish_reason in (FinishReason.ABORT, FinishReason.DEADLINE):
                 expected = expected[: len(ids(outputs))]
             assert ids(outputs) == expected
 

@@ -48,6 +48,7 @@ def load_paced(config: EngineConfig, replica: str, step_s: float = 0.002) -> Ser
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=MAX_MODEL_LEN,
+        clock=time.monotonic,
     )
     info = EngineInfo(
         model_dir=config.model_dir,

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -58,6 +60,23 @@ async def collect(client: RayEngineClient, request: Request) -> list[int]:
     assert [output.is_finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
     assert outputs[-1].timing is not None
     return ids
+
+
+async def test_a_deadline_ends_a_request_with_what_there_is(client: RayEngineClient) -> None:
+    request = replace(make_request("late", max_tokens=4000, ignore_eos=True), timeout_s=0.3)
+    async with asyncio.timeout(30):
+        outputs = [output async for output in client.generate(request)]
+    assert outputs[-1].finish_reason is FinishReason.DEADLINE
+    ids = [token for output in outputs for token in output.new_token_ids]
+    assert ids == continuation(request)[: len(ids)]
+    assert ids
+    await until(partial(is_idle, client))
+
+
+async def test_a_deadline_counts_the_time_without_a_replica(client: RayEngineClient) -> None:
+    request = replace(make_request("never sent"), timeout_s=0.0)
+    outputs = [output async for output in client.generate(request)]
+    assert [output.finish_reason for output in outputs] == [FinishReason.DEADLINE]
 
 
 async def is_idle(client: RayEngineClient) -> bool:

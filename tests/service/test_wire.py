@@ -22,6 +22,7 @@ VALUES = {
     "timing": RequestTiming(0.1, 0.2, 0.3),
     "logprobs": (TokenLogprob(1, -0.5, 1, ((1, -0.5), (2, -1.5))), TokenLogprob(2, -3.0, 9)),
     "prompt_logprobs": (TokenLogprob(4, -0.25, 1),),
+    "num_cached_tokens": 64,
 }
 LAST = ("finish_reason", "stop_token_id", "error", "timing")
 NAMES = [field.name for field in fields(RequestOutput)]
