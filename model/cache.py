@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.config import MosaicConfig
+from model.config import NetworkConfig
 
 NUM_STATE_VECTORS = 3
 """Per layer and sequence: both leaky averages, and what the last token contributes to its pending pair's value."""
@@ -48,7 +48,7 @@ class MemoryCache:
 
     def __init__(
         self,
-        config: MosaicConfig,
+        config: NetworkConfig,
         *,
         num_blocks: int,
         block_size: int,
@@ -84,12 +84,12 @@ class MemoryCache:
         return self.keys.device
 
     @staticmethod
-    def block_bytes(config: MosaicConfig, block_size: int, memory_dtype: torch.dtype) -> int:
+    def block_bytes(config: NetworkConfig, block_size: int, memory_dtype: torch.dtype) -> int:
         """Bytes that one block of `block_size` pairs takes, over all layers."""
         return 2 * config.n_layer * block_size * config.n_embd * memory_dtype.itemsize
 
     @staticmethod
-    def slot_bytes(config: MosaicConfig, state_dtype: torch.dtype) -> int:
+    def slot_bytes(config: NetworkConfig, state_dtype: torch.dtype) -> int:
         """Bytes that the state of one sequence takes, over all layers."""
         return NUM_STATE_VECTORS * config.n_layer * config.n_embd * state_dtype.itemsize
 
@@ -136,7 +136,7 @@ class SimpleMemory:
 
     def __init__(
         self,
-        config: MosaicConfig,
+        config: NetworkConfig,
         num_sequences: int,
         max_tokens: int,
         *,

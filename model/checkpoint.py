@@ -18,15 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.config import MosaicConfig
-from model.mosaic_v1 import MemoryMosaic
+from model.config import NetworkConfig
+from model.factory import build_network
+from model.network import MosaicNetwork
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
 
 
-def expected_shapes(config: MosaicConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a model of this configuration stores."""
     return {name: tuple(tensor.shape) for name, tensor in _skeleton(config).state_dict().items()}
 
@@ -35,7 +36,7 @@ def load_model(
     directory: str | os.PathLike[str],
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> MemoryMosaic:
+) -> MosaicNetwork:
     """The model stored in `directory`, in evaluation mode and without gradients, its weights as `dtype`.
 
     Scales, decays and norms are never narrower than float32. Raises FileNotFoundError if a file is missing and
@@ -44,7 +45,7 @@ def load_model(
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: expected a floating point type of 16 bits or more, got {dtype}")
     directory = Path(directory)
-    config = MosaicConfig.load(directory / CONFIG_FILE)
+    config = NetworkConfig.load(directory / CONFIG_FILE)
     path = directory / WEIGHTS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -56,7 +57,7 @@ def load_model(
 
 
 def save_model(
-    model: nn.Module | Mapping[str, Tensor], config: MosaicConfig, directory: str | os.PathLike[str]
+    model: nn.Module | Mapping[str, Tensor], config: NetworkConfig, directory: str | os.PathLike[str]
 ) -> None:
     """Writes the weights and `config` into `directory`, which is made if need be; files there are replaced.
 
@@ -77,12 +78,12 @@ def save_model(
     partial_config.replace(directory / CONFIG_FILE)
 
 
-def _skeleton(config: MosaicConfig) -> MemoryMosaic:
+def _skeleton(config: NetworkConfig) -> MosaicNetwork:
     with torch.device("meta"):
-        return MemoryMosaic(config)
+        return build_network(config)
 
 
-def _load_weights(path: Path, config: MosaicConfig, device: torch.device, dtype: torch.dtype) -> MemoryMosaic:
+def _load_weights(path: Path, config: NetworkConfig, device: torch.device, dtype: torch.dtype) -> MosaicNetwork:
     model = _skeleton(config).cast_weights(dtype)
     try:
         with safe_open(path, framework="pt") as file:
@@ -100,7 +101,7 @@ def _load_weights(path: Path, config: MosaicConfig, device: torch.device, dtype:
     return model.eval().requires_grad_(False)
 
 
-def _check_shapes(found: Mapping[str, tuple[int, ...]], config: MosaicConfig) -> None:
+def _check_shapes(found: Mapping[str, tuple[int, ...]], config: NetworkConfig) -> None:
     expected = expected_shapes(config)
     for name, shape in expected.items():
         if name not in found:
@@ -122,7 +123,7 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         raise ValueError(f"tensor {name!r} holds numbers that are not finite as {tensor.dtype}")
 
 
-def _digest(config: MosaicConfig, path: Path) -> str:
+def _digest(config: NetworkConfig, path: Path) -> str:
     with path.open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     return hashlib.sha256(json.dumps([config.to_json(), weights]).encode()).hexdigest()

@@ -1,6 +1,7 @@
-"""MosaicConfig: the sizes and numbers that, with the weights, determine a Memory Mosaic. Free of torch.
+"""The sizes and numbers that, with the weights, determine a Memory Mosaic of any version. Free of torch.
 
-The two published training scripts differ by numbers only (clamps, epsilons, scales), so no field names a script.
+The two published training scripts of the first version differ by numbers only (clamps, epsilons, scales), so no field
+names a script.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -31,11 +32,11 @@ _MAX_FILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MosaicConfig:
-    """What the network looks like. Every numeric field that changes a logit has to be given.
+class NetworkConfig:
+    """What every version has. `NetworkConfig.load` and `from_dict` give whichever version is described.
 
-    Sizes count tokens (`vocab_size`, `block_size`: the context it was trained on), numbers per token (`n_embd`) or
-    pairs per head and bank (`pmem_size`; `pmem_count` banks). Raises ValueError, naming the field, on nonsense.
+    Sizes count tokens (`vocab_size`, `block_size`: the context it was trained on) or numbers per token (`n_embd`).
+    Raises ValueError, naming the field, on nonsense.
     """
 
     vocab_size: int
@@ -43,25 +44,7 @@ class MosaicConfig:
     n_head: int
     n_embd: int
     block_size: int
-    pmem_size: int
-    pmem_count: int
-    key_log_scale_max: float
-    """The contextual memory scales its keys by exp(min(10 * log_scale, this)), a logit by the square of that."""
-    persistent_key_log_scale_max: float
-    """The persistent memory scales its logits by exp(min(20 * log_scale, this))."""
-    norm_eps: float
-    """Added to the norm that keys and values are divided by."""
-    logit_scale: float
-    """Factor of the final logits, 1/sqrt(n_embd) or 1."""
-    pre_norm: bool
-    """x + f(norm(x)) if true, else norm(x) + f(norm(x))."""
-    value_extractor: ValueExtractorKind
-    bias: bool
-    tied: bool
-    """The output head uses the embedding's weights."""
-    has_persistent: bool
-    """False: blocks of contextual memory alone (`attn_only` in the published code)."""
-    architecture: Architecture = "memory-mosaic-v1"
+    architecture: Architecture
     eos_token_id: int | None = None
     tokenizer_vocab_size: int | None = None
     """Ids from here on are padding of the vocabulary, never to be sampled. None: every id is a token."""
@@ -69,16 +52,8 @@ class MosaicConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             _check_type(field.name, str(field.type), getattr(self, field.name))
-        for name, most in _MAX_SIZES.items():
-            least = 0 if name.startswith("pmem") and not self.has_persistent else 1
-            _check_range(name, getattr(self, name), least, most)
-        _check_range("key_log_scale_max", self.key_log_scale_max, -_MAX_LOG_SCALE / 2, _MAX_LOG_SCALE / 2)
-        _check_range("persistent_key_log_scale_max", self.persistent_key_log_scale_max, -_MAX_LOG_SCALE, _MAX_LOG_SCALE)
-        _check_range("norm_eps", self.norm_eps, 0.0, 1.0)
-        _check_range("logit_scale", abs(self.logit_scale), 1e-9, 1e9)
-        self._check_together()
-
-    def _check_together(self) -> None:
+        for name in ("vocab_size", "n_layer", "n_head", "n_embd", "block_size"):
+            _check_size(name, getattr(self, name))
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd: {self.n_embd} cannot be divided among n_head = {self.n_head} heads")
         if self.tokenizer_vocab_size is not None:
@@ -101,16 +76,22 @@ class MosaicConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration of these values. Raises ValueError on an unknown, a missing or a bad field."""
+        """The configuration of these values, of the version they name.
+
+        Raises ValueError on an unknown, a missing or a bad field, and where this class is another version's.
+        """
         if not isinstance(values, Mapping):
             raise ValueError("not a JSON object")  # noqa: TRY004 - one error type for every bad file
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
+        version = _version(values)
+        if not issubclass(version, cls):
+            found = values.get("architecture")
+            raise ValueError(f"architecture: {found!r} is not what {cls.__name__} describes")  # noqa: TRY004
+        required = {field.name: field.default is MISSING for field in fields(version)}
+        if unknown := sorted(set(values) - set(required)):
             raise ValueError(f"unknown field{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}")
-        required = known - {"architecture", "eos_token_id", "tokenizer_vocab_size"}
-        if missing := sorted(required - set(values)):
+        if missing := sorted({name for name, needed in required.items() if needed} - set(values)):
             raise ValueError(f"missing field{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}")
-        return cls(**values)
+        return version(**values)
 
     def to_json(self) -> str:
         """Canonical JSON: equal configurations give equal text."""
@@ -122,9 +103,9 @@ class MosaicConfig:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads the JSON file `path`.
+        """Reads the JSON file `path`, as `from_dict`.
 
-        Raises OSError if it cannot be read, and ValueError, naming it, if it holds no configuration.
+        Raises OSError if it cannot be read, and ValueError, naming it, if it holds no such configuration.
         """
         path = Path(path)
         if path.stat().st_size > _MAX_FILE_BYTES:
@@ -133,6 +114,52 @@ class MosaicConfig:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MosaicConfig(NetworkConfig):
+    """A Memory Mosaic of the first version. Every numeric field that changes a logit has to be given.
+
+    `pmem_count` banks of `pmem_size` pairs per head are its persistent memory.
+    """
+
+    pmem_size: int
+    pmem_count: int
+    key_log_scale_max: float
+    """The contextual memory scales its keys by exp(min(10 * log_scale, this)), a logit by the square of that."""
+    persistent_key_log_scale_max: float
+    """The persistent memory scales its logits by exp(min(20 * log_scale, this))."""
+    norm_eps: float
+    """Added to the norm that keys and values are divided by."""
+    logit_scale: float
+    """Factor of the final logits, 1/sqrt(n_embd) or 1."""
+    pre_norm: bool
+    """x + f(norm(x)) if true, else norm(x) + f(norm(x))."""
+    value_extractor: ValueExtractorKind
+    bias: bool
+    tied: bool
+    """The output head uses the embedding's weights."""
+    has_persistent: bool
+    """False: blocks of contextual memory alone (`attn_only` in the published code)."""
+    architecture: Architecture = "memory-mosaic-v1"
+
+    def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)  # not super(): classes with slots are made twice
+        for name in ("pmem_size", "pmem_count"):
+            _check_size(name, getattr(self, name), least=1 if self.has_persistent else 0)
+        _check_range("key_log_scale_max", self.key_log_scale_max, -_MAX_LOG_SCALE / 2, _MAX_LOG_SCALE / 2)
+        _check_range("persistent_key_log_scale_max", self.persistent_key_log_scale_max, -_MAX_LOG_SCALE, _MAX_LOG_SCALE)
+        _check_range("norm_eps", self.norm_eps, 0.0, 1.0)
+        _check_range("logit_scale", abs(self.logit_scale), 1e-9, 1e9)
+
+
+_VERSIONS: dict[object, type[NetworkConfig]] = {"memory-mosaic-v1": MosaicConfig}
+
+
+def _version(values: Mapping[str, Any]) -> type[NetworkConfig]:
+    """The class that a configuration's values belong to; the first version where they name none that is known."""
+    name = values.get("architecture")
+    return _VERSIONS.get(name, MosaicConfig) if isinstance(name, str) else MosaicConfig
 
 
 _LITERALS = {"Architecture": get_args(Architecture), "ValueExtractorKind": get_args(ValueExtractorKind)}
@@ -159,3 +186,7 @@ def _check_type(name: str, annotation: str, value: object) -> None:
 def _check_range(name: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:
         raise ValueError(f"{name}: expected a number from {least:g} to {most:g}, got {value!r}")
+
+
+def _check_size(name: str, value: int, least: int = 1) -> None:
+    _check_range(name, value, least, _MAX_SIZES[name])

@@ -26,7 +26,7 @@ from model.cache import SimpleMemory
 from model.checkpoint import load_model
 from model.kernels.choice import KERNELS, choose_path, make_kernel
 from model.kernels.kernel import Kernel
-from model.mosaic_v1 import MemoryMosaic
+from model.network import MosaicNetwork
 from model.tokenizer import END_OF_TEXT, Tokenizer
 
 BLOCK_SIZE = 32
@@ -37,7 +37,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 class Subject:
     """A model and the form in which it is run."""
 
-    model: MemoryMosaic
+    model: MosaicNetwork
     memory_dtype: torch.dtype = torch.float32
     """Type of the pairs in the memory cache."""
     kernel: Kernel | None = None

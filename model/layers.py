@@ -24,8 +24,8 @@ _STORED = 10.0
 class LayerNorm(nn.LayerNorm):
     """Layer norm with epsilon 1e-5 and an optional bias, over [..., n_embd]."""
 
-    def __init__(self, config: MosaicConfig) -> None:
-        super().__init__(config.n_embd, eps=1e-5, bias=config.bias)
+    def __init__(self, n_embd: int, *, bias: bool) -> None:
+        super().__init__(n_embd, eps=1e-5, bias=bias)
 
 
 class Linear(nn.Linear):
@@ -148,9 +148,9 @@ class Block(nn.Module):
     def __init__(self, config: MosaicConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.contextual_norm = LayerNorm(config)
+        self.contextual_norm = LayerNorm(config.n_embd, bias=config.bias)
         self.contextual = ContextualMemory(config)
-        self.persistent_norm = LayerNorm(config) if config.has_persistent else None
+        self.persistent_norm = LayerNorm(config.n_embd, bias=config.bias) if config.has_persistent else None
         self.persistent = PersistentMemory(config) if config.has_persistent else None
 
     def forward(self, x: Tensor, past: Past) -> Tensor:

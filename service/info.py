@@ -15,7 +15,7 @@ import torch
 
 from model.cache import MemoryCache
 from model.checkpoint import CONFIG_FILE, expected_shapes
-from model.config import MosaicConfig
+from model.config import NetworkConfig
 from model.tokenizer import TOKENIZER_FILE
 from service.config import EngineConfig
 from service.engine.loader import kernel_path_of, resolve_dtypes
@@ -33,7 +33,7 @@ def describe(settings: ServeSettings) -> Facts:
     config = settings.engine_config()
     require_device(config.device)
     with explained():
-        model = MosaicConfig.load(settings.model / CONFIG_FILE)
+        model = NetworkConfig.load(settings.model / CONFIG_FILE)
         return {
             "model": _model_facts(settings.model, model),
             "memory": _memory_facts(config, model),
@@ -41,7 +41,7 @@ def describe(settings: ServeSettings) -> Facts:
         }
 
 
-def _model_facts(directory: Path, model: MosaicConfig) -> dict[str, Any]:
+def _model_facts(directory: Path, model: NetworkConfig) -> dict[str, Any]:
     return {
         "directory": str(directory.resolve()),
         "parameters": sum(math.prod(shape) for shape in expected_shapes(model).values()),
@@ -50,7 +50,7 @@ def _model_facts(directory: Path, model: MosaicConfig) -> dict[str, Any]:
     }
 
 
-def _memory_facts(config: EngineConfig, model: MosaicConfig) -> dict[str, Any]:
+def _memory_facts(config: EngineConfig, model: NetworkConfig) -> dict[str, Any]:
     dtype, memory_dtype = resolve_dtypes(config)
     state_dtype = torch.float32
     plan = plan_memory(config, model, memory_dtype, state_dtype)
@@ -71,7 +71,7 @@ def _memory_facts(config: EngineConfig, model: MosaicConfig) -> dict[str, Any]:
     }
 
 
-def _runtime_facts(config: EngineConfig, model: MosaicConfig) -> dict[str, Any]:
+def _runtime_facts(config: EngineConfig, model: NetworkConfig) -> dict[str, Any]:
     return {
         "device": config.device,
         "kernel_path": kernel_path_of(config, model),

@@ -6,11 +6,12 @@ import logging
 
 import torch
 
-from model.config import MosaicConfig
+from model.config import NetworkConfig
 from model.kernels.cpu_kernel import CpuKernel, unsupported
 from model.kernels.cpu_library import kernel_path
 from model.kernels.kernel import Kernel, TorchKernel
 from model.mosaic_v1 import MemoryMosaic
+from model.network import MosaicNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def multiplies_bfloat16(device: str | torch.device, wanted: str = "auto") -> boo
 
 
 def choose_path(
-    config: MosaicConfig, wanted: str = "auto", *, device: str | torch.device, dtype: torch.dtype, block_size: int
+    config: NetworkConfig, wanted: str = "auto", *, device: str | torch.device, dtype: torch.dtype, block_size: int
 ) -> str:
     """Name of the fastest kernel for such a model on this machine, or `wanted` itself.
 
@@ -51,6 +52,9 @@ def choose_path(
     return torch_path
 
 
-def make_kernel(model: MemoryMosaic, path: str, *, num_threads: int) -> Kernel:
+def make_kernel(model: MosaicNetwork, path: str, *, num_threads: int) -> Kernel:
     """The kernel that `choose_path` named."""
-    return TorchKernel(model) if path.startswith("torch-") else CpuKernel(model, num_threads=num_threads, path=path)
+    if path.startswith("torch-"):
+        return TorchKernel(model)
+    assert isinstance(model, MemoryMosaic)
+    return CpuKernel(model, num_threads=num_threads, path=path)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.cache import MemoryBatch
-from model.config import MosaicConfig
+from model.config import MosaicConfig, NetworkConfig
 from model.kernels import cpu_library
 from model.kernels.cpu_library import CacheView, Sizes, StepView
 from model.layers import Block, ContextualMemory, MixedValues, log_decay, scale
@@ -27,10 +27,12 @@ _TYPES = {
 }
 
 
-def unsupported(config: MosaicConfig, device_type: str, dtype: torch.dtype, block_size: int) -> str | None:
+def unsupported(config: NetworkConfig, device_type: str, dtype: torch.dtype, block_size: int) -> str | None:
     """Why the library cannot serve such a model with blocks of this size, or None if it can."""
     if device_type != "cpu":
         return "the model is not on the CPU"
+    if not isinstance(config, MosaicConfig):
+        return f"{config.architecture} is not supported"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"weights of {dtype} are not supported"
     if config.head_dim > MAX_HEAD_DIM:

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from model.cache import MemoryBatch
-from model.mosaic_v1 import MemoryMosaic
+from model.network import MosaicNetwork
 
 
 class Kernel(Protocol):
@@ -19,7 +19,7 @@ class Kernel(Protocol):
     """How the `MemoryCache` it works on must be laid out."""
 
     def step(self, token_ids: Tensor, batch: MemoryBatch, *, rows: Tensor | None = None) -> Tensor:
-        """Absorbs `token_ids` [tokens] as `MemoryMosaic.forward` with a cache does.
+        """Absorbs `token_ids` [tokens] as `MosaicNetwork.forward` with a cache does.
 
         Returns the logits after each sequence's last token, [sequences, vocab_size], or those after the tokens `rows`
         [wanted] int64, [wanted, vocab_size].
@@ -32,7 +32,7 @@ class TorchKernel:
 
     keys_by_dimension = False
 
-    def __init__(self, model: MemoryMosaic) -> None:
+    def __init__(self, model: MosaicNetwork) -> None:
         self.path = f"torch-{model.embedding.weight.device.type}"
         self._model = model
 

@@ -10,7 +10,7 @@ import torch
 
 from model.cache import MemoryCache
 from model.checkpoint import load_model
-from model.config import MosaicConfig
+from model.config import NetworkConfig
 from model.kernels.choice import choose_path, make_kernel, multiplies_bfloat16
 from model.kernels.kernel import TorchKernel
 from service.config import EngineConfig
@@ -81,7 +81,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     )
 
 
-def kernel_path_of(config: EngineConfig, model: MosaicConfig) -> str:
+def kernel_path_of(config: EngineConfig, model: NetworkConfig) -> str:
     """The name of the arithmetic that serves `config`: output bytes are the same on one path, never promised across."""
     dtype, _ = resolve_dtypes(config)
     return choose_path(model, config.kernel, device=config.device, dtype=dtype, block_size=config.block_size)

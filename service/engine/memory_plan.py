@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from model.cache import MemoryCache
-from model.config import MosaicConfig
+from model.config import NetworkConfig
 from service.config import EngineConfig
 
 # Of what is available when nobody says how much: the weights of other replicas and the clients need room too.
@@ -26,7 +26,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: EngineConfig, model: MosaicConfig, memory_dtype: torch.dtype, state_dtype: torch.dtype
+    config: EngineConfig, model: NetworkConfig, memory_dtype: torch.dtype, state_dtype: torch.dtype
 ) -> MemoryPlan:
     """Resolves the open sizes of `config`. Raises MemoryError when not even one full sequence fits."""
     max_model_len = config.max_model_len or model.block_size

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.cache import MemoryBatch, MemoryCache
-from model.config import MosaicConfig
+from model.config import NetworkConfig
 from model.kernels.kernel import Kernel
 from service.engine.logits import needs_adjusting, token_logprobs
 from service.engine.request import TokenLogprob
@@ -22,7 +22,7 @@ class ModelRunner:
     Ids at or beyond `tokenizer_vocab_size` of the model's config are padding of its embedding: never sampled.
     """
 
-    def __init__(self, kernel: Kernel, cache: MemoryCache, config: MosaicConfig) -> None:
+    def __init__(self, kernel: Kernel, cache: MemoryCache, config: NetworkConfig) -> None:
         self.kernel = kernel
         self.cache = cache
         self._num_sampled_ids = config.num_sampled_tokens
