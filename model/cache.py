@@ -17,7 +17,17 @@ from torch import Tensor
 from model.config import NetworkConfig
 
 NUM_STATE_VECTORS = 3
-"""Per layer and sequence: both leaky averages, and what the last token contributes to its pending pair's value."""
+"""Per layer and sequence: both leaky averages, and what the last token contributes to its pending pair's value.
+
+This is all that a sequence has besides its pairs: a slot that keeps it as it was after n tokens is a snapshot, from
+which, with the pairs of those tokens, any sequence with the same first n tokens goes on exactly.
+"""
+
+LOOK_AHEAD = 1
+"""A pair is complete once so many tokens after its own are known: n tokens have n - LOOK_AHEAD complete pairs.
+
+So block m is complete, and the state worth a snapshot, after (m + 1) * block_size + LOOK_AHEAD tokens.
+"""
 
 
 def pooled_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> Tensor:
@@ -69,7 +79,7 @@ class MemoryCache:
         keys = (*pairs[:-2], pairs[-1], pairs[-2]) if keys_by_dimension else pairs
         self.keys = pooled_zeros(keys, memory_dtype, device)
         self.values = pooled_zeros(pairs, memory_dtype, device)
-        self.state = torch.zeros(state, dtype=state_dtype, device=device)
+        self.state = pooled_zeros(state, state_dtype, device)
 
     @property
     def num_blocks(self) -> int:
@@ -82,6 +92,15 @@ class MemoryCache:
     @property
     def device(self) -> torch.device:
         return self.keys.device
+
+    def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies the pairs of blocks into others, no target twice; all are read before any is written."""
+        _copy_rows(self.keys, sources, targets)
+        _copy_rows(self.values, sources, targets)
+
+    def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies the state in slots into others, as `copy_blocks` does pairs."""
+        _copy_rows(self.state, sources, targets)
 
     @staticmethod
     def block_bytes(config: NetworkConfig, block_size: int, memory_dtype: torch.dtype) -> int:
@@ -102,7 +121,10 @@ class MemoryBatch:
     has absorbed `num_computed[s]` tokens before this call and brings `num_new[s]` >= 1 more; with 0 absorbed it
     starts anew, whatever its slot held. Pair p of a sequence lies in block `block_tables[s, p // block_size]` at
     `p % block_size`; after n tokens there are n - 1 pairs. Two sequences of a batch share no slot, and no block that
-    this call writes to. Raises ValueError where the sizes contradict each other.
+    this call writes to.
+
+    `snapshots`, if any, is [tokens] int64: the slot that is to keep the state as it is after each new token, -1 for
+    none. No such slot may be one of `slots`, or named twice. Raises ValueError where sizes contradict each other.
     """
 
     cache: MemoryCache
@@ -110,6 +132,7 @@ class MemoryBatch:
     block_tables: Tensor
     num_computed: tuple[int, ...]
     num_new: tuple[int, ...]
+    snapshots: Tensor | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(self.num_computed), len(self.num_new), self.slots.shape[0], self.block_tables.shape[0]}
@@ -119,6 +142,8 @@ class MemoryBatch:
             raise ValueError("a batch needs a sequence, and every sequence a new token")
         if self.max_pairs > self.block_tables.shape[1] * self.cache.block_size:
             raise ValueError(f"block_tables have no room for {self.max_pairs} pairs")
+        if self.snapshots is not None and self.snapshots.shape != (self.num_tokens,):
+            raise ValueError(f"snapshots: expected [{self.num_tokens}], got {list(self.snapshots.shape)}")
 
     @property
     def num_tokens(self) -> int:
@@ -129,6 +154,12 @@ class MemoryBatch:
     def max_pairs(self) -> int:
         """Pairs of the longest sequence after this call."""
         return max(computed + new for computed, new in zip(self.num_computed, self.num_new, strict=True)) - 1
+
+
+def _copy_rows(pool: Tensor, sources: Sequence[int], targets: Sequence[int]) -> None:
+    """pool [n_layer, rows, ...]."""
+    rows = pool.index_select(1, torch.tensor(sources, dtype=torch.int64, device=pool.device))
+    pool.index_copy_(1, torch.tensor(targets, dtype=torch.int64, device=pool.device), rows)
 
 
 class SimpleMemory:

@@ -31,17 +31,25 @@ class CachedStep:
         self.state = state.view(*state.shape[:3], config.n_head, config.head_dim).movedim(2, 0)
         self.pending_keys = unit(self.state[Average.CONTEXTUAL], config.norm_eps)
         self.new_state: list[list[Tensor]] = [[] for _ in range(NUM_STATE_VECTORS)]
+        # The packed rows after which the state is kept, and in which slots: the last of each sequence, and snapshots.
+        self.kept_rows, self.kept_slots = self.plan.last, self.slots
+        if batch.snapshots is not None:
+            asked = batch.snapshots[self.plan.order]
+            rows = (asked >= 0).nonzero().flatten()
+            self.kept_rows = torch.cat([self.kept_rows, rows])
+            self.kept_slots = torch.cat([self.kept_slots, asked[rows]])
 
     def past(self, layer: int) -> CachedPast:
         """The past as the blocks see it, to be asked layer after layer."""
         return CachedPast(self, layer)
 
     def commit(self) -> None:
-        """Writes the state after the last token of every sequence into the cache."""
-        # Blocks without persistent memory leave its average as it was.
-        pairs = zip(self.new_state, self.state, strict=True)
-        vectors = torch.stack([torch.stack(new) if new else old for new, old in pairs], dim=2)
-        self.cache.state[:, self.slots] = vectors.flatten(-2).to(self.cache.state.dtype)
+        """Writes the state after the last token of every sequence, and the snapshots, into the cache."""
+        kept = [torch.stack(new) if new else None for new in self.new_state]
+        # The average of a persistent memory that is not there stays zero.
+        zeros = torch.zeros_like(next(vector for vector in kept if vector is not None))
+        vectors = torch.stack([zeros if vector is None else vector for vector in kept], dim=2)
+        self.cache.state[:, self.kept_slots] = vectors.flatten(-2).to(self.cache.state.dtype)
 
 
 class CachedPast:
@@ -80,8 +88,8 @@ class CachedPast:
         return y if self.plan.starts is None else y.index_fill_(0, self.plan.starts, 0)
 
     def _keep(self, vector: int, x: Tensor) -> None:
-        is_decode = x.shape[0] == self.plan.step_sizes[0]
-        self.step.new_state[vector].append(x if is_decode else x[self.plan.last])
+        is_all = x.shape[0] == self.plan.step_sizes[0] == self.step.kept_rows.shape[0]
+        self.step.new_state[vector].append(x if is_all else x[self.step.kept_rows])
 
     def _previous(self, before: Tensor, x: Tensor) -> Tensor:
         """The row of the token before each token; `before` [sequences, heads, dim] precedes the first ones."""

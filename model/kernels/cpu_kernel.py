@@ -102,6 +102,7 @@ class CpuKernel:
         wanted = num_new.cumsum(0).int() - 1 if rows is None else rows.int()
         logits = torch.empty(len(wanted), self._vocab_size)
         tables, slots, ids = batch.block_tables.contiguous(), batch.slots.contiguous(), token_ids.contiguous()
+        snapshots = None if batch.snapshots is None else batch.snapshots.contiguous()
         view = CacheView(
             keys=cache.keys.data_ptr(),
             values=cache.values.data_ptr(),
@@ -120,6 +121,7 @@ class CpuKernel:
             block_tables=tables.data_ptr(),
             num_computed=num_computed.data_ptr(),
             num_new=num_new.data_ptr(),
+            snapshots=None if snapshots is None else snapshots.data_ptr(),
             logit_rows=wanted.data_ptr(),
             num_logit_rows=len(wanted),
             logits=logits.data_ptr(),

@@ -43,7 +43,8 @@ class StepView(Structure):
         ("num_sequences", c_int32),
         ("num_tokens", c_int32),
         ("max_blocks", c_int32),
-        *((name, c_void_p) for name in ("token_ids", "slots", "block_tables", "num_computed", "num_new", "logit_rows")),
+        *((name, c_void_p) for name in ("token_ids", "slots", "block_tables", "num_computed", "num_new")),
+        *((name, c_void_p) for name in ("snapshots", "logit_rows")),
         ("num_logit_rows", c_int32),
         ("logits", c_void_p),
     )

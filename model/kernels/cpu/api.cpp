@@ -138,6 +138,8 @@ class Network {
     for (int i = 0; i < step.num_logit_rows; ++i)
       require(step.logit_rows[i] >= 0 && step.logit_rows[i] < step.num_tokens, "logit row out of range");
     require(step.num_logit_rows <= step.num_tokens, "more logit rows than tokens");
+    for (int i = 0; step.snapshots && i < step.num_tokens; ++i)
+      require(step.snapshots[i] >= -1 && step.snapshots[i] < cache.num_slots, "snapshot slot out of range");
     for (int s = 0; s < step.num_sequences; ++s) {
       require(step.slots[s] >= 0 && step.slots[s] < cache.num_slots, "slot out of range");
       const int64_t pairs = static_cast<int64_t>(step.num_computed[s]) + step.num_new[s] - 1;

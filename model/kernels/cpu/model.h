@@ -84,6 +84,7 @@ struct Step {
   const int64_t* block_tables;  // [num_sequences, max_blocks]
   const int32_t* num_computed;  // [num_sequences]
   const int32_t* num_new;       // [num_sequences]
+  const int64_t* snapshots;     // [num_tokens] slots that keep the state after a token, -1 for none; null: none at all
   const int32_t* logit_rows;    // [num_logit_rows] tokens whose logits are wanted
   int32_t num_logit_rows;
   float* logits;  // [num_logit_rows, vocab_size]

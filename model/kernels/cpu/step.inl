@@ -77,6 +77,18 @@ static void product(const Walk& w, const Matrix& matrix, const Operand& x, int64
   });
 }
 
+// One head's part of one of the three vectors of state in a slot.
+MOSAIC_INLINE float* state_of(const Walk& w, int l, int64_t slot, int vector, int head) {
+  const Model& m = w.model;
+  return w.cache.state + (((int64_t)l * w.cache.num_slots + slot) * 3 + vector) * m.n_embd + head * m.head_dim;
+}
+
+// Keeps such a part as it is after one token, where a snapshot is wanted there.
+MOSAIC_INLINE void keep(const Walk& w, int l, int64_t token, int vector, int head, const float* x) {
+  if (!w.step.snapshots || w.step.snapshots[token] < 0) return;
+  __builtin_memcpy(state_of(w, l, w.step.snapshots[token], vector, head), x, w.model.head_dim * sizeof(float));
+}
+
 // Appends the pairs that a sequence's new tokens complete in one head, and reads.
 static void contextual_head(const Walk& w, const Layer& layer, int l, int64_t seq, int head) {
   const Model& m = w.model;
@@ -85,9 +97,8 @@ static void contextual_head(const Walk& w, const Layer& layer, int l, int64_t se
   const int dim = m.head_dim;
   const int count = w.step.num_new[seq];
   const int64_t computed = w.step.num_computed[seq], row0 = s.first_row[seq];
-  float* state = c.state + ((int64_t)l * c.num_slots + w.step.slots[seq]) * 3 * m.n_embd + head * dim;
-  float* average = state;
-  float* pending = state + 2 * m.n_embd;
+  float* average = state_of(w, l, w.step.slots[seq], 0, head);
+  float* pending = state_of(w, l, w.step.slots[seq], 2, head);
   const Pairs pairs = {&c, w.step.block_tables + seq * w.step.max_blocks, l * c.num_blocks, head, m.n_head, dim};
   float key[kMaxDim], value[kMaxDim];
   if (computed == 0) {
@@ -106,6 +117,8 @@ static void contextual_head(const Walk& w, const Layer& layer, int l, int64_t se
     }
     for (int d = 0; d < dim; ++d) pending[d] = mix * own[d];
     advance(average, row, layer.decay[head], key, dim, m.norm_eps);
+    keep(w, l, row0 + t, 0, head, average);
+    keep(w, l, row0 + t, 2, head, pending);
     for (int d = 0; d < dim; ++d) row[d] = key[d] * layer.sharpness[head];
   }
   float* queries = s.projected + row0 * s.projected_stride + head * dim;
@@ -141,14 +154,12 @@ static void round_rows(const Walk& w) {
 // Phase: the persistent memory's queries, one head of one sequence a piece.
 static void persistent_queries(const Walk& w, const Layer& layer, int l) {
   const Model& m = w.model;
-  const Cache& c = w.cache;
   Scratch& s = w.scratch;
   const int dim = m.head_dim;
   w.team.share((int64_t)w.step.num_sequences * m.n_head, [&](int64_t piece) {
     const int64_t seq = piece / m.n_head;
     const int head = (int)(piece % m.n_head);
-    float* average =
-        c.state + (((int64_t)l * c.num_slots + w.step.slots[seq]) * 3 + 1) * m.n_embd + head * dim;
+    float* average = state_of(w, l, w.step.slots[seq], 1, head);
     float key[kMaxDim];
     if (w.step.num_computed[seq] == 0)
       for (int d = 0; d < dim; ++d) average[d] = 0;
@@ -156,6 +167,7 @@ static void persistent_queries(const Walk& w, const Layer& layer, int l) {
       const int64_t row = s.first_row[seq] + t;
       const float* x = s.projected + row * s.projected_stride + head * dim;
       advance(average, x, layer.persistent_decay[head], key, dim, m.norm_eps);
+      keep(w, l, row, 1, head, average);
       for (int d = 0; d < dim; ++d) key[d] *= layer.persistent_sharpness[head];
       // Rounding a key here costs no more than rounding the stored keys did. Measured on trained weights, it moves the
       // predictions by 2e-5 nats (mean KL), the loss by less than 0.001%.
