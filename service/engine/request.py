@@ -69,9 +69,10 @@ class Request:
     `output_token_ids` are ids generated for this request earlier, elsewhere: they count towards `max_tokens` and are
     part of the context, but they are not generated again.
 
-    Of two that wait, the one with the lower `priority` goes first. Prompts share cached memory only where `cache_salt`
-    is the same. `timeout_s` seconds after it was handed over a request ends with `FinishReason.DEADLINE`, wherever it
-    is: a span, not a time, because the clocks of gateway and engine need not agree.
+    Of two that wait, the one with the lower `priority` goes first, within the bounds of `WaitingQueue`. Prompts share
+    cached memory only where `cache_salt` is the same. `timeout_s` seconds after it was handed over a request ends with
+    `FinishReason.DEADLINE`, wherever it is: a span, not a time, because the clocks of gateway and engine need not
+    agree. `key_id` names whose share of the engine it takes, and `weight` how large that is beside the others'.
     """
 
     request_id: str
@@ -81,6 +82,13 @@ class Request:
     priority: int = 0
     cache_salt: str = ""
     timeout_s: float | None = None
+    key_id: str = ""
+    weight: int = 1
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Tokens of the prompt and of the longest completion allowed."""
+        return len(self.prompt_token_ids) + self.sampling.max_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from service.engine.block_manager import BlockManager
 from service.engine.errors import RequestRejectedError
 from service.engine.request import FinishReason, Request, RequestOutput, TokenLogprob
 from service.engine.sequence import RequestStatus, Sequence
+from service.engine.waiting_queue import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,12 @@ class StepOutput:
 
 
 class Scheduler:
-    """Continuous batching, first come first served.
+    """Continuous batching; who is admitted next is the waiting queue's affair.
 
     Every running sequence that lacks one token decodes; what is left of the token budget goes to prompts, in chunks,
-    and then to new sequences. When blocks run out the youngest running sequence is preempted: it gives its memory
-    back, keeps its tokens and absorbs them again later. All running sequences arrived before all waiting ones, so
-    the oldest always advances and every request ends.
+    and then to new sequences. When blocks run out the running sequence admitted last is preempted: it gives its memory
+    back, keeps its tokens and absorbs them again later, before anything new is admitted. So all running sequences were
+    admitted before all preempted ones: the most senior always advances, and every request that is admitted ends.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Scheduler:
             raise ValueError("max_num_batched_tokens must be at least max_num_seqs")
         self.config = config
         self.blocks = blocks
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._clock = clock
@@ -90,7 +90,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.running or self.waiting)
+        return bool(self.running) or len(self.waiting) > 0
 
     def validate(self, request: Request) -> None:
         """Raises RequestRejectedError when `request` could never run here. Reads constants only: any thread may ask."""
@@ -119,11 +119,10 @@ class Scheduler:
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request wherever it is and frees its memory; None when it is not here (any more)."""
-        for queue in (self.running, self.waiting):
-            for sequence in queue:
-                if sequence.request_id == request_id:
-                    queue.remove(sequence)
-                    return self._finish(sequence, FinishReason.ABORT)
+        for sequence in (*self.running, *self.waiting):
+            if sequence.request_id == request_id:
+                self._take_out(sequence)
+                return self._finish(sequence, FinishReason.ABORT)
         return None
 
     def expire(self) -> list[RequestOutput]:
@@ -133,9 +132,14 @@ class Scheduler:
         now_s = self._clock()
         late = [sequence for sequence in self._timed.values() if sequence.deadline_s <= now_s]
         for sequence in late:
-            queue = self.running if sequence.status is RequestStatus.RUNNING else self.waiting
-            queue.remove(sequence)
+            self._take_out(sequence)
         return [self._finish(sequence, FinishReason.DEADLINE) for sequence in late]
+
+    def _take_out(self, sequence: Sequence) -> None:
+        if sequence.status is RequestStatus.RUNNING:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
 
     def schedule(self) -> SchedulerOutput:
         """Plans the next step: takes memory for it, moves sequences between waiting and running."""
@@ -157,37 +161,38 @@ class Scheduler:
                 continue
             while not self.blocks.can_grow(sequence, sequence.num_tokens):
                 has_preempted = True
-                if self._preempt_youngest() is sequence:
+                if self._preempt_last() is sequence:
                     break
             else:
                 self.blocks.grow(sequence, sequence.num_tokens)
                 _append_chunk(scheduled, sequence, 1)
         return scheduled, has_preempted
 
-    def _preempt_youngest(self) -> Sequence:
-        # Decodes are planned from the oldest on, so the youngest is never one already in the plan.
+    def _preempt_last(self) -> Sequence:
+        # Decodes are planned in the order of admission, so the last is never one already in the plan.
         victim = self.running.pop()
         self.blocks.release(victim)
         victim.num_computed_tokens = 0
         victim.prompt_logprobs.clear()
         victim.status = RequestStatus.WAITING
-        self.waiting.appendleft(victim)
+        self.waiting.put_back(victim)
         self.num_preemptions += 1
         return victim
 
     def _admit(self, scheduled: list[ScheduledSequence], budget: int) -> None:
-        while self.waiting and budget > 0 and len(self.running) < self.config.max_num_seqs:
-            sequence = self.waiting[0]
+        while budget > 0 and len(self.running) < self.config.max_num_seqs and (sequence := self.waiting.head):
             reserve = self._watermark if self.running else 0
             # All blocks of the tokens known so far are taken at once: a half-admitted prompt could deadlock others.
             if not (self.blocks.num_free_slots and self.blocks.can_grow(sequence, sequence.num_tokens, reserve)):
                 return
-            self.waiting.popleft()
+            self.waiting.take()
             self.blocks.take_slot(sequence)
             self.blocks.grow(sequence, sequence.num_tokens)
             sequence.status = RequestStatus.RUNNING
             if sequence.first_scheduled_s is None:
                 sequence.first_scheduled_s = self._clock()
+                # At once, before the next is chosen. What a preemption makes absorb again is not charged again.
+                self.waiting.charge(sequence, sequence.num_uncomputed_tokens)
             self.running.append(sequence)
             budget -= _append_chunk(scheduled, sequence, budget)
 
@@ -210,6 +215,7 @@ class Scheduler:
         if sequence.request.sampling.max_tokens == 0:  # only the prompt was of interest
             return replace(self._finish(sequence, FinishReason.LENGTH), prompt_logprobs=prompt_logprobs)
         sequence.append(token_id, now_s, self.config.eos_token_id)
+        self.waiting.charge(sequence, 1)
         ids, logprobs = (token_id,), () if logprob is None else (logprob,)
         if sequence.finish_reason is None:
             return RequestOutput(sequence.request_id, ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
@@ -220,6 +226,7 @@ class Scheduler:
         sequence.status = RequestStatus.FINISHED
         sequence.finish_reason = reason
         self.blocks.release(sequence)
+        self.waiting.forget(sequence)
         self._timed.pop(sequence.request_id, None)
         return RequestOutput(
             sequence.request_id,
@@ -245,8 +252,10 @@ class Scheduler:
             assert sequence.slot is None
         live = {s.request_id for s in (*self.running, *self.waiting) if s.request.timeout_s is not None}
         assert self._timed.keys() == live, "a request outlives its deadline, or its deadline outlives it"
-        arrivals = [s.arrival_s for s in (*self.running, *self.waiting)]
-        assert arrivals == sorted(arrivals), "first come, first served is broken"
+        self.waiting.check_integrity()
+        admitted = [s.seniority for s in (*self.running, *self.waiting) if s.seniority is not None]
+        assert len(admitted) >= len(self.running)
+        assert admitted == sorted(set(admitted)), "somebody runs who was admitted after somebody preempted"
 
 
 def _append_chunk(scheduled: list[ScheduledSequence], sequence: Sequence, budget: int) -> int:

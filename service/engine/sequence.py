@@ -18,7 +18,8 @@ class Sequence:
     """Mutable state of one request.
 
     There is no phase flag: `num_computed_tokens` chases `num_tokens`. A new prompt, a chunk of one, a decode step and
-    a restart after preemption differ only in the distance between the two.
+    a restart after preemption differ only in the distance between the two. `place` is the waiting queue's; `seniority`
+    counts admissions, and is None before the first.
     """
 
     __slots__ = (
@@ -28,8 +29,10 @@ class Sequence:
         "first_scheduled_s",
         "first_token_s",
         "num_computed_tokens",
+        "place",
         "prompt_logprobs",
         "request",
+        "seniority",
         "slot",
         "status",
         "stop_token_id",
@@ -43,6 +46,8 @@ class Sequence:
         self.num_computed_tokens = 0
         self.block_table: list[int] = []
         self.slot: int | None = None
+        self.place = (0, 0)
+        self.seniority: int | None = None
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None
         self.prompt_logprobs: list[TokenLogprob] = []

@@ -215,8 +215,11 @@ class RandomTraffic(RuleBasedStateMachine):
         max_tokens=st.integers(1, 8),
         done=st.integers(0, 3),
         timeout_s=st.none() | st.floats(0, 2e-4),
+        whose=st.tuples(st.sampled_from("ab"), st.integers(1, 3), st.integers(-1, 1)),
     )
-    def add(self, prompt: list[int], max_tokens: int, done: int, timeout_s: float | None) -> None:
+    def add(
+        self, prompt: list[int], max_tokens: int, done: int, timeout_s: float | None, whose: tuple[str, int, int]
+    ) -> None:
         name = f"r{len(self.requests)}"
         request = make_request(name, tuple(prompt), max_tokens)
         resumed = continuation(request)[: min(done, max_tokens - 1)]
@@ -224,7 +227,8 @@ class RandomTraffic(RuleBasedStateMachine):
         if resumed and resumed[-1] == 0:
             resumed = []
         request = make_request(name, tuple(prompt), max_tokens, output_token_ids=tuple(resumed))
-        self.engine.add_request(replace(request, timeout_s=timeout_s))
+        key, weight, priority = whose
+        self.engine.add_request(replace(request, timeout_s=timeout_s, key_id=key, weight=weight, priority=priority))
         self.requests[name], self.outputs[name] = request, []
 
     @precondition(lambda self: self.requests)
