@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,24 +20,21 @@ def adjust(
     In this order, as in vLLM. Ids beyond the row are ignored: they are never sampled anyway. Something can always be
     drawn: where all that is allowed is forbidden too, what is allowed wins, and where that is nothing, all is.
     """
-    vocab = logits.shape[0]
     if params.allowed_token_ids is not None:
         _keep_only(logits, _within(params.allowed_token_ids, logits))
-    forbidden = [*banned, *_completing_bad_words(params.bad_words, [*prompt, *output])]
+    forbidden = [*banned, *(params.bad_words.completing(prompt, output) if params.bad_words else ())]
     if forbidden:
         _forbid(logits, _within(forbidden, logits))
-    for token_id, bias in params.logit_bias:
-        if token_id < vocab:
-            logits[token_id] += bias
+    if params.logit_bias:
+        _bias(logits, params.logit_bias)
     if params.has_penalty:
         _penalise(logits, params, prompt, output)
 
 
 def needs_adjusting(params: SamplingParams, banned: Sequence[int]) -> bool:
     """Whether `adjust` would change anything."""
-    return bool(
-        banned or params.bad_words or params.logit_bias or params.allowed_token_ids is not None or params.has_penalty
-    )
+    is_limited = params.bad_words is not None or params.allowed_token_ids is not None
+    return bool(banned or is_limited or params.logit_bias or params.has_penalty)
 
 
 def _within(token_ids: Sequence[int], logits: Tensor) -> Tensor:
@@ -59,9 +57,11 @@ def _keep_only(logits: Tensor, allowed: Tensor) -> None:
     logits[allowed] = kept
 
 
-def _completing_bad_words(words: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[int]:
-    """The last token of every word whose other tokens were just written."""
-    return [word[-1] for word in words if len(word) == 1 or list(word[:-1]) == list(tokens[1 - len(word) :])]
+def _bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> None:
+    within = [(token_id, value) for token_id, value in bias if token_id < logits.shape[0]]
+    ids = torch.tensor([token_id for token_id, _ in within], dtype=torch.int64, device=logits.device)
+    values = torch.tensor([value for _, value in within], dtype=logits.dtype, device=logits.device)
+    logits.index_add_(0, ids, values)
 
 
 def _penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> None:
@@ -76,8 +76,13 @@ def _penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], out
         logits[written] -= params.frequency_penalty * times + params.presence_penalty
 
 
-def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenLogprob, ...]:
-    """What rows of `logits` [rows, vocab] say of one token each, with the `num_top` likeliest; ties to the lower id."""
+def token_logprobs(
+    logits: Tensor, token_ids: Sequence[int], num_top: int, others: Mapping[int, Sequence[int]] | None = None
+) -> tuple[TokenLogprob, ...]:
+    """What rows of `logits` [rows, vocab] say of one token each, with the `num_top` likeliest; ties to the lower id.
+
+    For a row in `others`, with those tokens instead of the likeliest.
+    """
     if not token_ids:
         return ()
     logprobs = torch.log_softmax(logits.double(), dim=-1)
@@ -91,5 +96,8 @@ def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> tu
         values, indices = logprobs.sort(dim=-1, descending=True, stable=True)
         pairs = zip(indices[:, :num_top].tolist(), values[:, :num_top].tolist(), strict=True)
         tops = [tuple(zip(i, v, strict=True)) for i, v in pairs]
+    for row, asked_ids in (others or {}).items():
+        known = logprobs[row, [i for i in asked_ids if i < logits.shape[1]]].tolist()
+        tops[row] = tuple((i, known.pop(0) if i < logits.shape[1] else -math.inf) for i in asked_ids)
     rows = zip(token_ids, chosen.squeeze(1).tolist(), ranks, tops, strict=True)
     return tuple(TokenLogprob(*row) for row in rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from service.engine.bad_words import BadWords
+
 
 class FinishReason(StrEnum):
     """Why a request ended. Every accepted request ends with exactly one of these."""
@@ -22,19 +24,21 @@ class SamplingParams:
 
     `seed` is fixed by the gateway, so that a request resumed on another replica continues identically: token
     number `i` of a request is a function of (`seed`, `choice_index`, `i`) and of the text before it alone.
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the respective filter off.
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `typical_p` 1 and `min_p` 0 switch the respective filter off.
 
     `repetition_penalty` divides positive logits of tokens seen in prompt or output, and multiplies negative ones;
     `presence_penalty` is taken from the logits of tokens in the output, `frequency_penalty` once per occurrence.
-    `logit_bias` adds to logits. `allowed_token_ids` forbids all others. `bad_words` are token sequences whose last
-    token is forbidden after the ones before it. `num_logprobs` asks for each generated token's log probability and
-    those of so many likeliest ones, `num_prompt_logprobs` for the prompt's; None asks for neither.
+    `logit_bias` adds to logits. `allowed_token_ids` forbids all others. A token that completes one of the `bad_words`
+    is forbidden. `num_logprobs` asks for each generated token's log probability and those of so many likeliest ones,
+    or those of `logprob_token_ids` instead, `num_prompt_logprobs` for the prompt's; None asks for neither.
+    With `max_tokens` 0 the prompt alone is of interest.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    typical_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
     choice_index: int = 0
@@ -46,8 +50,9 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
-    bad_words: tuple[tuple[int, ...], ...] = ()
+    bad_words: BadWords | None = None
     num_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     num_prompt_logprobs: int | None = None
 
     @property
@@ -58,8 +63,8 @@ class SamplingParams:
     def mentioned_token_ids(self) -> tuple[int, ...]:
         """Every id these parameters speak of."""
         biased = tuple(token_id for token_id, _ in self.logit_bias)
-        words = tuple(token_id for word in self.bad_words for token_id in word)
-        return (*self.stop_token_ids, *biased, *words, *(self.allowed_token_ids or ()))
+        words = self.bad_words.token_ids if self.bad_words else ()
+        return (*self.stop_token_ids, *biased, *words, *(self.allowed_token_ids or ()), *self.logprob_token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,8 @@ class Request:
 class TokenLogprob:
     """What the network thought of one token, before any temperature, penalty or filter.
 
-    `rank` is 1 for the likeliest. `top` are the likeliest tokens with their log probabilities, in order.
+    `rank` is 1 for the likeliest. `top` are the likeliest tokens with their log probabilities, in order, or the tokens
+    that were asked for, of which one that is never drawn has minus infinity.
     """
 
     token_id: int

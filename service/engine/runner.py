@@ -11,7 +11,7 @@ from model.cache import MemoryBatch, MemoryCache
 from model.config import NetworkConfig
 from model.kernels.kernel import Kernel
 from service.engine.logits import needs_adjusting, token_logprobs
-from service.engine.request import TokenLogprob
+from service.engine.request import SamplingParams, TokenLogprob
 from service.engine.sampler import SamplingRow, sample
 from service.engine.scheduler import ScheduledSequence, SchedulerOutput, StepOutput
 
@@ -66,8 +66,7 @@ class ModelRunner:
             token_ids[i] = token_id
         if untouched is None:
             return StepOutput(token_ids)
-        asked = [rows[n].params.num_logprobs or 0 for n in told]
-        logprobs = _limited(token_logprobs(untouched, [drawn[n] for n in told], max(asked)), asked)
+        logprobs = _logprobs(untouched, [drawn[n] for n in told], [rows[n].params for n in told])
         return StepOutput(token_ids, {sampled[n]: logprob for n, logprob in zip(told, logprobs, strict=True)})
 
     def _token_ids(self, plan: SchedulerOutput) -> Tensor:
@@ -112,6 +111,10 @@ def _prompt_logprobs(item: ScheduledSequence, logits: Tensor) -> tuple[TokenLogp
     return token_logprobs(logits[: len(predicted)], predicted, sequence.request.sampling.num_prompt_logprobs or 0)
 
 
-def _limited(logprobs: Sequence[TokenLogprob], asked: Sequence[int]) -> list[TokenLogprob]:
-    """Each with as many alternatives as its request asked for: they were all worked out together."""
-    return [TokenLogprob(p.token_id, p.logprob, p.rank, p.top[:n]) for p, n in zip(logprobs, asked, strict=True)]
+def _logprobs(logits: Tensor, token_ids: Sequence[int], params: Sequence[SamplingParams]) -> list[TokenLogprob]:
+    """What `logits` [rows, vocab] say of the drawn tokens, each with the alternatives that its request asked for."""
+    others = {i: p.logprob_token_ids for i, p in enumerate(params) if p.logprob_token_ids}
+    counts = [len(p.logprob_token_ids) or p.num_logprobs or 0 for p in params]
+    most = max((n for i, n in enumerate(counts) if i not in others), default=0)
+    told = token_logprobs(logits, token_ids, most, others)
+    return [TokenLogprob(t.token_id, t.logprob, t.rank, t.top[:n]) for t, n in zip(told, counts, strict=True)]

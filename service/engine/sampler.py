@@ -42,7 +42,8 @@ def uniform(seed: int, choice_index: int, position: int) -> float:
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     """Draws one token per row of `logits` [rows, vocab] (float, modified in place).
 
-    Adjusted logits go through temperature, min-p, top-k and top-p, in this order as in vLLM; ties go to the lower id.
+    Adjusted logits go through temperature, min-p, top-k, typical-p and top-p: vLLM's order, with typical-p where
+    llama.cpp has it. Ties go to the lower id.
     """
     for i, row in enumerate(rows):
         if needs_adjusting(row.params, row.banned_token_ids):
@@ -60,7 +61,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
 
 
 def _has_filter(params: SamplingParams) -> bool:
-    return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+    return params.top_k > 0 or params.top_p < 1 or params.min_p > 0 or params.typical_p < 1
 
 
 def _probabilities(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
@@ -85,12 +86,30 @@ def _draw_filtered(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     rank = torch.arange(vocab, device=device)
     keep = (probabilities >= min_p * probabilities[:, :1]) & (rank < top_k)
     kept = probabilities.where(keep, 0.0)
+    if any(row.params.typical_p < 1 for row in rows):
+        kept = _keep_typical(kept, rows)
     # The nucleus: the fewest tokens whose mass, among those still there, reaches top_p. The first always stays.
     before = kept.cumsum(dim=-1) - kept
-    kept = kept.where((before < top_p * kept.sum(dim=-1, keepdim=True)) | (rank == 0), 0.0)
+    kept = kept.where((before < top_p * kept.sum(dim=-1, keepdim=True)) | (before == 0), 0.0)
     ranks = torch.tensor(_invert(kept.cumsum(dim=-1), rows), device=device)
     picked: list[int] = order.gather(1, ranks.unsqueeze(1)).squeeze(1).tolist()
     return picked
+
+
+def _keep_typical(kept: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Locally typical sampling (Meister et al. 2023, section 4): of each row of `kept` [rows, vocab] the tokens whose
+    information is closest to what is expected, as few as reach `typical_p` of the row's mass.
+    """
+    typical_p = torch.tensor([row.params.typical_p for row in rows], dtype=torch.float64, device=kept.device)
+    p = kept / kept.cumsum(dim=-1)[:, -1:]
+    information = -p.log()
+    entropy = torch.where(p > 0, p * information, 0.0).cumsum(dim=-1)[:, -1:]
+    order = (information - entropy).abs().sort(dim=-1, stable=True).indices
+    sorted_p = p.gather(1, order)
+    before = sorted_p.cumsum(dim=-1) - sorted_p
+    is_kept = torch.zeros_like(kept, dtype=torch.bool)
+    is_kept.scatter_(1, order, (before < typical_p.unsqueeze(1)) | (typical_p.unsqueeze(1) >= 1))
+    return kept.where(is_kept, 0.0)
 
 
 def _invert(cumulative: Tensor, rows: Sequence[SamplingRow]) -> list[int]:

@@ -7,10 +7,37 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.bad_words import END, START, BadWords
 from service.engine.logits import adjust, token_logprobs
 from service.engine.request import SamplingParams
 
 VOCAB = 8
+
+
+def spelled(*words: tuple[int, ...]) -> BadWords | None:
+    """These runs of tokens as an automaton: a node for each beginning of a word."""
+    nodes = {beginning: n for n, beginning in enumerate(dict.fromkeys(w[:i] for w in ((), *words) for i in range(9)))}
+    edges = {
+        (nodes[word[:i]], word[i], nodes[word[: i + 1]] if i + 1 < len(word) else END)
+        for word in words
+        for i in range(len(word))
+    }
+    return BadWords(tuple(sorted(edges)), max(map(len, words))) if words else None
+
+
+def words_of(bad: BadWords | None) -> set[tuple[int, ...]]:
+    """Every run of tokens from the start of an automaton to its end."""
+    found, paths = set(), [((), START)]
+    while bad and paths:
+        word, node = paths.pop()
+        for start, token_id, then in bad.edges:
+            if start == node and then == END:
+                found.add((*word, token_id))
+            elif start == node:
+                paths.append(((*word, token_id), then))
+    return found
+
+
 ids = st.integers(0, VOCAB + 1)  # two of them beyond the row
 params_strategy = st.builds(
     SamplingParams,
@@ -20,7 +47,9 @@ params_strategy = st.builds(
     frequency_penalty=st.sampled_from([0.0, 0.25, -2.0]),
     logit_bias=st.lists(st.tuples(ids, st.sampled_from([-100.0, 1.0])), max_size=3).map(tuple),
     allowed_token_ids=st.none() | st.lists(ids, min_size=1, max_size=4).map(tuple),
-    bad_words=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple), max_size=3).map(tuple),
+    bad_words=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple), max_size=3).map(
+        lambda words: spelled(*words)
+    ),
 )
 tokens = st.lists(st.integers(0, 3), max_size=6)
 
@@ -35,7 +64,7 @@ def plainly(
         allowed = allowed & set(params.allowed_token_ids) or allowed
     ends_bad_word = {
         word[-1]
-        for word in params.bad_words
+        for word in words_of(params.bad_words)
         if len(text) >= len(word) - 1 and text[len(text) - len(word) + 1 :] == list(word[:-1])
     }
     allowed = allowed - ends_bad_word - set(banned) or allowed
@@ -68,7 +97,7 @@ def test_adjusting_equals_its_definition(
 
 
 def test_there_is_always_something_to_draw() -> None:
-    params = SamplingParams(max_tokens=1, allowed_token_ids=(2, 3), bad_words=((2,), (3,)))
+    params = SamplingParams(max_tokens=1, allowed_token_ids=(2, 3), bad_words=spelled((2,), (3,)))
     row = torch.zeros(VOCAB)
     adjust(row, params, [], [], [])
     assert (row > -math.inf).nonzero().flatten().tolist() == [2, 3]
@@ -88,3 +117,12 @@ def test_log_probabilities_ranks_and_alternatives() -> None:
     assert (second.rank, [i for i, _ in second.top]) == (4, [0, 1]), "ties go to the lower id"
     assert token_logprobs(logits, [0, 0], 0)[0].top == ()
     assert token_logprobs(logits[:0], [], 3) == ()
+
+
+def test_log_probabilities_of_the_tokens_asked_for() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
+    first, second = token_logprobs(logits, [1, 0], 1, {0: (2, 7, 0)})
+    assert [i for i, _ in first.top] == [2, 7, 0]
+    total = math.log(1 + math.exp(2) + math.e)
+    assert [p for _, p in first.top] == pytest.approx([1 - total, -math.inf, -total])
+    assert [i for i, _ in second.top] == [0], "the others get the likeliest as before"

@@ -18,6 +18,7 @@ params_strategy = st.builds(
     top_k=st.sampled_from([0, 1, 2, 5, 1000]),
     top_p=st.sampled_from([1e-9, 0.1, 0.5, 0.9, 1.0]),
     min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    typical_p=st.sampled_from([1e-9, 0.2, 0.6, 0.95, 1.0]),
     seed=st.integers(-(2**63), 2**63 - 1),
     choice_index=st.integers(0, 5),
 )
@@ -49,6 +50,15 @@ def test_ties_go_to_the_lower_id_and_top_k_keeps_exactly_k() -> None:
 def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p() -> None:
     logits = torch.zeros(1, 4)
     params = [SamplingParams(max_tokens=1, top_p=0.5, seed=seed) for seed in range(99)]
+    assert {sample(logits.clone(), [SamplingRow(p, 0)])[0] for p in params} == {0, 1}
+
+
+def test_typical_tokens_are_those_of_the_expected_information_not_the_likeliest() -> None:
+    # Entropy 1.09 nats: the information of 0.3 is nearest to it, 1.2 nats, while that of 0.6 is 0.5.
+    logits = torch.tensor([[0.6, 0.3, *[0.01] * 10]]).log()
+    params = [SamplingParams(max_tokens=1, typical_p=0.29, seed=seed) for seed in range(50)]
+    assert {sample(logits.clone(), [SamplingRow(p, 0)])[0] for p in params} == {1}
+    params = [SamplingParams(max_tokens=1, typical_p=0.31, seed=seed) for seed in range(50)]
     assert {sample(logits.clone(), [SamplingRow(p, 0)])[0] for p in params} == {0, 1}
 
 

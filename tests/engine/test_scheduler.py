@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from service.engine.bad_words import BadWords
 from service.engine.engine import Engine
 from service.engine.errors import RequestRejectedError
 from service.engine.request import FinishReason, Request, RequestOutput
@@ -47,6 +48,11 @@ def test_one_request_runs_to_its_length() -> None:
     assert outputs[-1].timing is not None
     assert outputs[-1].timing.queued_s > 0
     assert outputs[-1].timing.decode_s > 0
+
+
+def test_of_a_request_without_tokens_only_the_prompt_is_absorbed() -> None:
+    [output] = run_to_end(make_engine(), [make_request("a", max_tokens=0)])["a"]
+    assert (output.new_token_ids, output.finish_reason) == ((), FinishReason.LENGTH)
 
 
 def test_a_stop_token_ends_a_request_and_is_reported() -> None:
@@ -102,11 +108,12 @@ def test_a_resumed_request_continues_where_it_was() -> None:
     [
         (make_request("a", ()), "no tokens"),
         (make_request("a", (1,) * 30, max_tokens=3), "30 tokens and max_tokens is 3.*limit of 32"),
-        (make_request("a", max_tokens=0), "nothing is left"),
         (make_request("a", max_tokens=2, output_token_ids=(1, 2)), "nothing is left"),
         (make_request("a", (1, VOCAB_SIZE)), "0..49"),
         (make_request("a", (1, -1)), "0..49"),
         (make_request("a", stop_token_ids=(VOCAB_SIZE,)), "0..49"),
+        (make_request("a", logprob_token_ids=(VOCAB_SIZE,)), "0..49"),
+        (make_request("a", bad_words=BadWords(((0, VOCAB_SIZE, -1),), 1)), "0..49"),
     ],
 )
 def test_what_could_never_run_is_refused(request_: Request, words: str) -> None:
