@@ -58,7 +58,27 @@ def read(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = No
     """Kernel smoothing: sum_i softmax_i(q . k_i) v_i, with q already scaled by the kernel's bandwidth.
 
     queries [batch, heads, asked, dim], keys and values [batch, heads, pairs, dim] -> [batch, heads, asked, dim].
-    `mask`, four-dimensional, is added to the logits [batch, heads, asked, pairs]; with `causal`, query i sees
-    pairs 0 .. i.
+    `mask`, four-dimensional, is added to the logits [batch, heads, asked, pairs], or says which of them count; with
+    `causal`, query i sees pairs 0 .. i.
     """
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal, scale=1.0)
+
+
+def windowed_read(queries: Tensor, keys: Tensor, values: Tensor, window: int, hidden: Tensor) -> Tensor:
+    """Kernel smoothing over the latest pairs: query j sees pairs j .. j + window - 1, but none of the first `hidden`.
+
+    queries [batch, heads, asked, dim], keys and values [batch, heads, window - 1 + asked, dim], hidden [batch] less
+    than `window`. Queries are read in blocks as long as the window, each with the pairs that any of them sees.
+    """
+    asked, size = queries.shape[2], min(queries.shape[2], window)
+    padding = (0, 0, 0, -asked % size)
+    blocks = F.pad(queries, padding).unfold(2, size, size)
+    keys, values = (F.pad(x, padding).unfold(2, size + window - 1, size) for x in (keys, values))
+    # [batch * blocks, heads, tokens, dim]
+    q, k, v = (x.permute(0, 2, 1, 4, 3).flatten(0, 1) for x in (blocks, keys, values))
+    offset = torch.arange(k.shape[2], device=q.device) - torch.arange(size, device=q.device)[:, None]
+    first = torch.arange(blocks.shape[2], device=q.device) * size
+    is_there = first[:, None] + torch.arange(k.shape[2], device=q.device) >= hidden[:, None, None]
+    sees = (offset >= 0) & (offset < window) & is_there.flatten(0, 1)[:, None, None, :]
+    y = read(q, k, v, sees)
+    return y.view(queries.shape[0], -1, *y.shape[1:]).transpose(1, 2).flatten(2, 3)[:, :, :asked]

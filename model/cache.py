@@ -14,14 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.config import NetworkConfig
+from model.config import MosaicV2Config, NetworkConfig
 
 NUM_STATE_VECTORS = 3
-"""Per layer and sequence: both leaky averages, and what the last token contributes to its pending pair's value.
+"""Of the first version. Per layer and sequence: both leaky averages, and what the last token contributes to its pending
+pair's value.
 
 This is all that a sequence has besides its pairs: a slot that keeps it as it was after n tokens is a snapshot, from
 which, with the pairs of those tokens, any sequence with the same first n tokens goes on exactly.
 """
+
+NUM_STATE_VECTORS_V2 = 5
+"""Of the second version; what they are is in `model.cached_past_v2`."""
 
 LOOK_AHEAD = 1
 """A pair is complete once so many tokens after its own are known: n tokens have n - LOOK_AHEAD complete pairs.
@@ -53,7 +57,7 @@ class MemoryCache:
     float16 holds safely; the scales of a head are applied when they are read.
     With `keys_by_dimension` the last two of `keys` are swapped, [..., head_dim, block_size]: one load then covers the
     same dimension of many pairs.
-    `state`, [n_layer, num_slots, 3, n_embd] of `state_dtype`: see `NUM_STATE_VECTORS`.
+    `state`, [n_layer, num_slots, 3 or 5, n_embd] of `state_dtype`: see `NUM_STATE_VECTORS`.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class MemoryCache:
         self.block_size = block_size
         self.keys_by_dimension = keys_by_dimension
         pairs = (config.n_layer, num_blocks, config.n_head, block_size, config.head_dim)
-        state = (config.n_layer, num_slots, NUM_STATE_VECTORS, config.n_embd)
+        state = (config.n_layer, num_slots, _num_state_vectors(config), config.n_embd)
         # Zeros, since what a block held before is read, and then given no weight: it must be finite.
         keys = (*pairs[:-2], pairs[-1], pairs[-2]) if keys_by_dimension else pairs
         self.keys = pooled_zeros(keys, memory_dtype, device)
@@ -110,7 +114,7 @@ class MemoryCache:
     @staticmethod
     def slot_bytes(config: NetworkConfig, state_dtype: torch.dtype) -> int:
         """Bytes that the state of one sequence takes, over all layers."""
-        return NUM_STATE_VECTORS * config.n_layer * config.n_embd * state_dtype.itemsize
+        return _num_state_vectors(config) * config.n_layer * config.n_embd * state_dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,9 @@ class MemoryBatch:
     `p % block_size`; after n tokens there are n - 1 pairs. Two sequences of a batch share no slot, and no block that
     this call writes to.
 
+    A model with a short-term memory has its pairs in `short_tables`, likewise; with any valid block in place of one
+    that lies before the window of the first new token.
+
     `snapshots`, if any, is [tokens] int64: the slot that is to keep the state as it is after each new token, -1 for
     none. No such slot may be one of `slots`, or named twice. Raises ValueError where sizes contradict each other.
     """
@@ -133,6 +140,7 @@ class MemoryBatch:
     num_computed: tuple[int, ...]
     num_new: tuple[int, ...]
     snapshots: Tensor | None = None
+    short_tables: Tensor | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(self.num_computed), len(self.num_new), self.slots.shape[0], self.block_tables.shape[0]}
@@ -142,6 +150,8 @@ class MemoryBatch:
             raise ValueError("a batch needs a sequence, and every sequence a new token")
         if self.max_pairs > self.block_tables.shape[1] * self.cache.block_size:
             raise ValueError(f"block_tables have no room for {self.max_pairs} pairs")
+        if self.short_tables is not None and self.short_tables.shape != self.block_tables.shape:
+            raise ValueError("short_tables and block_tables are not of the same shape")
         if self.snapshots is not None and self.snapshots.shape != (self.num_tokens,):
             raise ValueError(f"snapshots: expected [{self.num_tokens}], got {list(self.snapshots.shape)}")
 
@@ -162,8 +172,15 @@ def _copy_rows(pool: Tensor, sources: Sequence[int], targets: Sequence[int]) -> 
     pool.index_copy_(1, torch.tensor(targets, dtype=torch.int64, device=pool.device), rows)
 
 
+def _num_state_vectors(config: NetworkConfig) -> int:
+    return NUM_STATE_VECTORS_V2 if isinstance(config, MosaicV2Config) else NUM_STATE_VECTORS
+
+
 class SimpleMemory:
-    """A cache for a fixed number of sequences, each with room for `max_tokens`: for scripts, evaluation and tests."""
+    """A cache for a fixed number of sequences, each with room for `max_tokens`: for scripts, evaluation and tests.
+
+    A short-term memory's blocks are not freed.
+    """
 
     def __init__(
         self,
@@ -178,9 +195,10 @@ class SimpleMemory:
         keys_by_dimension: bool = False,
     ) -> None:
         blocks_each = max(1, -(-(max_tokens - 1) // block_size))
+        num_blocks, num_tables = num_sequences * blocks_each, 2 if isinstance(config, MosaicV2Config) else 1
         self.cache = MemoryCache(
             config,
-            num_blocks=num_sequences * blocks_each,
+            num_blocks=num_tables * num_blocks,
             block_size=block_size,
             num_slots=num_sequences,
             device=device,
@@ -189,8 +207,8 @@ class SimpleMemory:
             keys_by_dimension=keys_by_dimension,
         )
         self.num_tokens = [0] * num_sequences
-        blocks = torch.arange(num_sequences * blocks_each, device=self.cache.device)
-        self._block_tables = blocks.view(num_sequences, blocks_each)
+        blocks = torch.arange(self.cache.num_blocks, device=self.cache.device)
+        self._tables = blocks.view(num_tables, num_sequences, blocks_each)
 
     def extend(self, num_new: Sequence[int]) -> MemoryBatch:
         """The batch in which sequence s brings `num_new[s]` tokens, and sits out if that is 0; counts them."""
@@ -198,9 +216,10 @@ class SimpleMemory:
         batch = MemoryBatch(
             self.cache,
             torch.tensor(rows, device=self.cache.device),
-            self._block_tables[rows],
+            self._tables[0, rows],
             tuple(self.num_tokens[s] for s in rows),
             tuple(num_new[s] for s in rows),
+            short_tables=self._tables[1, rows] if len(self._tables) > 1 else None,
         )
         for s in rows:
             self.num_tokens[s] += num_new[s]

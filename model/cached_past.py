@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.arithmetic import read, unit
+from model.arithmetic import unit
 from model.cache import NUM_STATE_VECTORS, MemoryBatch
 from model.config import MosaicConfig
+from model.paged_pairs import read_pairs, store_pairs
 from model.past import Average
-from model.step_plan import ReadGroup, plan_step
+from model.step_plan import View, plan_step
 
 _PENDING = 2  # the state vector after the two averages
 
@@ -21,9 +22,8 @@ class CachedStep:
         if batch.cache.keys_by_dimension:
             raise ValueError("this cache stores keys by dimension; the plain forward reads them by pair")
         self.cache = batch.cache
-        self.plan = plan_step(batch, config.n_head, dtype)
-        self.slots = batch.slots[self.plan.sequences]
-        state = self.cache.state[:, self.slots].to(dtype)
+        self.plan = plan_step(batch, config.n_head, dtype, [View(batch.block_tables)])
+        state = self.cache.state[:, batch.slots[self.plan.sequences]].to(dtype)
         if 0 in batch.num_computed:
             # Ranks of sequences that start anew are the packed rows of their first tokens.
             state[:, self.plan.starts] = 0
@@ -31,13 +31,6 @@ class CachedStep:
         self.state = state.view(*state.shape[:3], config.n_head, config.head_dim).movedim(2, 0)
         self.pending_keys = unit(self.state[Average.CONTEXTUAL], config.norm_eps)
         self.new_state: list[list[Tensor]] = [[] for _ in range(NUM_STATE_VECTORS)]
-        # The packed rows after which the state is kept, and in which slots: the last of each sequence, and snapshots.
-        self.kept_rows, self.kept_slots = self.plan.last, self.slots
-        if batch.snapshots is not None:
-            asked = batch.snapshots[self.plan.order]
-            rows = (asked >= 0).nonzero().flatten()
-            self.kept_rows = torch.cat([self.kept_rows, rows])
-            self.kept_slots = torch.cat([self.kept_slots, asked[rows]])
 
     def past(self, layer: int) -> CachedPast:
         """The past as the blocks see it, to be asked layer after layer."""
@@ -49,7 +42,7 @@ class CachedStep:
         # The average of a persistent memory that is not there stays zero.
         zeros = torch.zeros_like(next(vector for vector in kept if vector is not None))
         vectors = torch.stack([zeros if vector is None else vector for vector in kept], dim=2)
-        self.cache.state[:, self.kept_slots] = vectors.flatten(-2).to(self.cache.state.dtype)
+        self.cache.state[:, self.plan.kept_slots] = vectors.flatten(-2).to(self.cache.state.dtype)
 
 
 class CachedPast:
@@ -79,42 +72,15 @@ class CachedPast:
         return self._previous(self.step.state[_PENDING, self.layer], contribution)
 
     def read(self, queries: Tensor, completed_keys: Tensor, completed_values: Tensor) -> Tensor:
-        self._store(self.keys, completed_keys)
-        self._store(self.values, completed_values)
-        parts = [self._read_group(group, queries) for group in self.plan.groups]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if self.plan.unpad is not None:
-            y = y[self.plan.unpad]
-        return y if self.plan.starts is None else y.index_fill_(0, self.plan.starts, 0)
+        plan = self.plan.reads[0]
+        store_pairs(self.keys, completed_keys, plan)
+        store_pairs(self.values, completed_values, plan)
+        return read_pairs(self.keys, self.values, queries, plan)
 
     def _keep(self, vector: int, x: Tensor) -> None:
-        is_all = x.shape[0] == self.plan.step_sizes[0] == self.step.kept_rows.shape[0]
-        self.step.new_state[vector].append(x if is_all else x[self.step.kept_rows])
+        is_all = x.shape[0] == self.plan.step_sizes[0] == self.plan.kept_rows.shape[0]
+        self.step.new_state[vector].append(x if is_all else x[self.plan.kept_rows])
 
     def _previous(self, before: Tensor, x: Tensor) -> Tensor:
         """The row of the token before each token; `before` [sequences, heads, dim] precedes the first ones."""
         return before if len(self.plan.step_sizes) == 1 else torch.cat([before, x[self.plan.previous]])
-
-    def _store(self, pool: Tensor, pairs: Tensor) -> None:
-        """pool [num_blocks, heads, block_size, dim], pairs [tokens, heads, dim]."""
-        if self.plan.completing is not None:
-            pairs = pairs[self.plan.completing]
-        # A pair that is not finite would spoil, through 0 * inf, whoever is given the block later.
-        rows = pairs.reshape(-1, pool.shape[-1]).nan_to_num(0.0, 0.0, 0.0).to(pool.dtype)
-        pool.view(-1, pool.shape[-1]).index_copy_(0, self.plan.pairs, rows)
-
-    def _read_group(self, group: ReadGroup, queries: Tensor) -> Tensor:
-        """[sequences * asked, heads, dim]."""
-        asked = queries.unsqueeze(2) if group.queries is None else queries[group.queries].transpose(1, 2)
-        if group.blocks.numel() == 0:
-            y = torch.zeros_like(asked)
-        else:
-            keys, values = (self._gather(pool, group.blocks, asked) for pool in (self.keys, self.values))
-            y = read(asked, keys, values, group.mask)
-        return y.transpose(1, 2).flatten(0, 1)
-
-    def _gather(self, pool: Tensor, blocks: Tensor, asked: Tensor) -> Tensor:
-        """[sequences, heads, pairs, dim]."""
-        sequences, heads, _, dim = asked.shape
-        rows = pool.view(-1, pool.shape[2] * dim).index_select(0, blocks)
-        return rows.view(sequences, heads, -1, dim).to(asked.dtype)

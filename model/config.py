@@ -1,4 +1,4 @@
-"""The sizes and numbers that, with the weights, determine a Memory Mosaic of any version. Free of torch.
+"""The sizes and numbers that, with the weights, determine a Memory Mosaic of either version. Free of torch.
 
 The two published training scripts of the first version differ by numbers only (clamps, epsilons, scales), so no field
 names a script.
@@ -14,7 +14,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-Architecture = Literal["memory-mosaic-v1"]
+Architecture = Literal["memory-mosaic-v1", "memory-mosaic-v2"]
 ValueExtractorKind = Literal["lowrlinearconv", "linearconv"]
 
 # Upper bounds on what a configuration may ask for: a file from elsewhere must not size our memory at will.
@@ -26,6 +26,8 @@ _MAX_SIZES = {
     "block_size": 1 << 24,
     "pmem_size": 1 << 20,
     "pmem_count": 1 << 8,
+    "persistent_size": 1 << 20,
+    "short_window": 1 << 16,
 }
 _MAX_LOG_SCALE = 80.0  # of a logit: exp(80) is still finite in float32
 _MAX_FILE_BYTES = 1 << 20
@@ -145,6 +147,7 @@ class MosaicConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)  # not super(): classes with slots are made twice
+        _check_architecture(self.architecture, "memory-mosaic-v1")
         for name in ("pmem_size", "pmem_count"):
             _check_size(name, getattr(self, name), least=1 if self.has_persistent else 0)
         _check_range("key_log_scale_max", self.key_log_scale_max, -_MAX_LOG_SCALE / 2, _MAX_LOG_SCALE / 2)
@@ -153,7 +156,34 @@ class MosaicConfig(NetworkConfig):
         _check_range("logit_scale", abs(self.logit_scale), 1e-9, 1e9)
 
 
-_VERSIONS: dict[object, type[NetworkConfig]] = {"memory-mosaic-v1": MosaicConfig}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MosaicV2Config(NetworkConfig):
+    """A Memory Mosaic of the second version ("at Scale").
+
+    A token reads the `short_window - 1` pairs before it from its short-term memory, and those at least `long_delay`
+    tokens back from its long-term memory. The delay is at most the window, so that no pair is in neither.
+    """
+
+    persistent_size: int
+    """Width between the matrices of the persistent memory."""
+    short_window: int = 256
+    long_delay: int = 64
+    """The delay when serving; training draws delays from this one to `max_train_delay`."""
+    max_train_delay: int = 256
+    architecture: Architecture = "memory-mosaic-v2"
+
+    def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
+        _check_architecture(self.architecture, "memory-mosaic-v2")
+        if self.head_dim < 2:
+            raise ValueError(f"n_head: a key of one number has no direction, and n_embd = {self.n_embd} gives no more")
+        _check_size("persistent_size", self.persistent_size)
+        _check_size("short_window", self.short_window, least=2)
+        _check_range("max_train_delay", self.max_train_delay, 1, self.short_window)
+        _check_range("long_delay", self.long_delay, 1, self.max_train_delay)
+
+
+_VERSIONS: dict[object, type[NetworkConfig]] = {"memory-mosaic-v1": MosaicConfig, "memory-mosaic-v2": MosaicV2Config}
 
 
 def _version(values: Mapping[str, Any]) -> type[NetworkConfig]:
@@ -190,3 +220,8 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
 
 def _check_size(name: str, value: int, least: int = 1) -> None:
     _check_range(name, value, least, _MAX_SIZES[name])
+
+
+def _check_architecture(value: Architecture, expected: Architecture) -> None:
+    if value != expected:
+        raise ValueError(f"architecture: expected {expected}, got {value}")

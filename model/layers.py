@@ -50,23 +50,23 @@ class KeyExtractor(nn.Module):
 
     def forward(self, x: Tensor, past: Past, which: Average) -> Tensor:
         """[*tokens, n_embd] -> unit keys [*tokens, heads, dim]."""
-        projected = _heads(self.projection(x), self.n_head)
+        projected = split_heads(self.projection(x), self.n_head)
         return unit(past.average(projected, log_decay(self.leak, x.dtype), which), self.eps)
 
 
 class MixedValues(nn.Module):
     """One projection, mixed per head between a token and the next: (1-c) W x_{t+1} + c W x_t (`lowrlinearconv`)."""
 
-    def __init__(self, config: MosaicConfig) -> None:
+    def __init__(self, n_embd: int, n_head: int, *, bias: bool) -> None:
         super().__init__()
-        self.n_head = config.n_head
-        self.projection = Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.mix = nn.Parameter(torch.empty(config.n_head))
-        self.log_scale = nn.Parameter(torch.empty(config.n_head))
+        self.n_head = n_head
+        self.projection = Linear(n_embd, n_embd, bias=bias)
+        self.mix = nn.Parameter(torch.empty(n_head))
+        self.log_scale = nn.Parameter(torch.empty(n_head))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[*tokens, n_embd] -> what each token adds to its own pair and to the pair before, [*tokens, heads, dim]."""
-        projected = _heads(self.projection(x), self.n_head)
+        projected = split_heads(self.projection(x), self.n_head)
         mix = self.mix.to(x.dtype)[:, None]
         return projected * mix, projected * (1 - mix)
 
@@ -87,7 +87,7 @@ class SeparateValues(nn.Module):
         own = self.current(x)
         if self.bias is not None:
             own = own + self.bias.to(x.dtype)
-        return _heads(own, self.n_head), _heads(self.next(x), self.n_head)
+        return split_heads(own, self.n_head), split_heads(self.next(x), self.n_head)
 
 
 class ContextualMemory(nn.Module):
@@ -97,8 +97,11 @@ class ContextualMemory(nn.Module):
         super().__init__()
         self.eps, self.log_scale_max = config.norm_eps, config.key_log_scale_max
         self.key = KeyExtractor(config)
-        lowr = config.value_extractor == "lowrlinearconv"
-        self.value: MixedValues | SeparateValues = MixedValues(config) if lowr else SeparateValues(config)
+        self.value: MixedValues | SeparateValues = (
+            MixedValues(config.n_embd, config.n_head, bias=config.bias)
+            if config.value_extractor == "lowrlinearconv"
+            else SeparateValues(config)
+        )
         self.output = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
@@ -164,7 +167,7 @@ class Block(nn.Module):
         return (x if self.pre_norm else normed) + persistent
 
 
-def _heads(x: Tensor, n_head: int) -> Tensor:
+def split_heads(x: Tensor, n_head: int) -> Tensor:
     """[..., n_embd] -> [..., heads, dim]."""
     return x.view(*x.shape[:-1], n_head, -1)
 

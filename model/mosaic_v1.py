@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from model.arithmetic import compute_dtype
 from model.cache import MemoryBatch
 from model.cached_past import CachedStep
@@ -32,7 +34,7 @@ class MemoryMosaic(MosaicNetwork):
         if self.embedding.weight.device.type != "meta":
             initialise(self, config)
 
-    def _whole_past(self) -> ParallelPast:
+    def _whole_past(self, token_ids: Tensor) -> ParallelPast:  # noqa: ARG002
         return ParallelPast()
 
     def _cached_step(self, batch: MemoryBatch) -> CachedStep:

@@ -93,7 +93,7 @@ class MosaicNetwork(nn.Module):
         if token_ids.ndim != 2 or token_ids.shape[1] == 0:
             raise ValueError(f"token_ids: expected [batch, time] with a token at least, got {list(token_ids.shape)}")
         x = self._embed(token_ids)
-        past = self._whole_past()
+        past = self._whole_past(token_ids)
         for block in self.blocks:
             x = block(x, past)
         return self._logits(x)
@@ -121,8 +121,8 @@ class MosaicNetwork(nn.Module):
         return F.linear(x.to(weight.dtype), weight).to(x.dtype) * self.logit_scale
 
     @abstractmethod
-    def _whole_past(self) -> object:
-        """What the blocks are given where all tokens of whole sequences come at once."""
+    def _whole_past(self, token_ids: Tensor) -> object:
+        """What the blocks are given where all tokens [batch, time] of whole sequences come at once."""
 
     @abstractmethod
     def _cached_step(self, batch: MemoryBatch) -> Step:

@@ -52,10 +52,10 @@ class ParallelPast:
         return leaky_average(x, log_decay)
 
     def previous_key(self, key: Tensor) -> Tensor:
-        return _shift(key)
+        return shift(key)
 
     def previous_contribution(self, contribution: Tensor) -> Tensor:
-        return _shift(contribution)
+        return shift(contribution)
 
     def read(self, queries: Tensor, completed_keys: Tensor, completed_values: Tensor) -> Tensor:
         # Token 0 completes no pair: without it "completed by token t or before" is the usual causal mask.
@@ -66,5 +66,6 @@ class ParallelPast:
         return F.pad(y, (0, 0, 0, 0, 1, 0))
 
 
-def _shift(x: Tensor) -> Tensor:
+def shift(x: Tensor) -> Tensor:
+    """[batch, time, heads, dim]: the row of the token before each token, 0 before the first."""
     return F.pad(x[:, :-1], (0, 0, 0, 0, 1, 0))

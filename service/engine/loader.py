@@ -10,7 +10,7 @@ import torch
 
 from model.cache import MemoryCache
 from model.checkpoint import load_model
-from model.config import NetworkConfig
+from model.config import MosaicV2Config, NetworkConfig
 from model.kernels.choice import choose_path, make_kernel, multiplies_bfloat16
 from model.kernels.kernel import TorchKernel
 from service.config import EngineConfig
@@ -34,6 +34,8 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     dtype, memory_dtype = resolve_dtypes(config)
     model = load_model(Path(config.model_dir), device=config.device, dtype=dtype)
     state_dtype = torch.float64 if dtype is torch.float64 else torch.float32
+    if isinstance(model.config, MosaicV2Config):
+        raise ValueError(f"{model.config.architecture} cannot be served yet")  # noqa: TRY004
     memory = plan_memory(config, model.config, memory_dtype, state_dtype)
     kernel = make_kernel(model, kernel_path_of(config, model.config), num_threads=num_threads)
     # Beside kernels with threads of their own torch only samples: its threads, spinning, would take their cores.

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from model.arithmetic import compute_dtype
 from model.cache import MemoryBatch, MemoryCache
-from model.config import MosaicConfig
+from model.config import MosaicConfig, MosaicV2Config
 from model.mosaic_v1 import MemoryMosaic
+from model.mosaic_v2 import MemoryMosaicV2
+from model.network import MosaicNetwork
 
 
 def small_config(**changes: Any) -> MosaicConfig:
@@ -25,6 +27,32 @@ def small_config(**changes: Any) -> MosaicConfig:
         "pre_norm": True, "value_extractor": "lowrlinearconv", "bias": False, "tied": True, "has_persistent": True,
     }  # fmt: skip
     return MosaicConfig(**(fields | changes))
+
+
+def small_v2_config(**changes: Any) -> MosaicV2Config:
+    """Of the second version, with a window so short and delays so that short texts fill every memory."""
+    fields: dict[str, Any] = {
+        "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 12, "block_size": 32, "persistent_size": 20,
+        "short_window": 7, "long_delay": 3, "max_train_delay": 6,
+    }  # fmt: skip
+    return MosaicV2Config(**(fields | changes))
+
+
+@st.composite
+def v2_configs(draw: st.DrawFn) -> MosaicV2Config:
+    """Windows and delays from the shortest on, at odd sizes."""
+    n_head, window = draw(st.integers(1, 3)), draw(st.integers(2, 9))
+    max_delay = draw(st.integers(1, window))
+    return small_v2_config(
+        vocab_size=draw(st.integers(1, 17)),
+        n_layer=draw(st.integers(1, 2)),
+        n_head=n_head,
+        n_embd=n_head * draw(st.integers(2, 7)),
+        persistent_size=draw(st.integers(1, 9)),
+        short_window=window,
+        long_delay=draw(st.integers(1, max_delay)),
+        max_train_delay=max_delay,
+    )
 
 
 @st.composite
@@ -68,22 +96,39 @@ def random_model(config: MosaicConfig, seed: int = 0, dtype: torch.dtype = torch
     return model.cast_weights(dtype).eval()
 
 
+def random_v2_model(config: MosaicV2Config, seed: int = 0, dtype: torch.dtype = torch.float64) -> MemoryMosaicV2:
+    """As `random_model`, with gates that differ by orders of magnitude."""
+    torch.manual_seed(seed)
+    model = MemoryMosaicV2(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("log_beta0", "log_beta1", "alpha", "log_scale")):
+                parameter.uniform_(-1.2, 1.2)
+            elif "norm.weight" in name:
+                parameter.uniform_(0.5, 1.5)
+            elif name.endswith(("key.gate.weight", "key.decay.weight")):
+                parameter.mul_(3)
+    return model.cast_weights(dtype).eval()
+
+
 def served(
-    model: MemoryMosaic,
+    model: MosaicNetwork,
     sequences: Sequence[Tensor],
     seed: int,
     *,
     block_size: int = 3,
+    max_chunk: int = 7,
     chunk: Callable[[random.Random], int] = lambda rng: rng.choice([1, 1, 2, 3, 7]),
 ) -> list[Tensor]:
     """Logits [time, vocab_size] of every token of every sequence, by calls on random batches of them.
 
     Every call picks some sequences in some order and a number of new tokens for each. Blocks and slots are scattered
-    over a cache that is full of other numbers.
+    over a cache that is full of other numbers. Short-term blocks are a ring, as long as window and chunks demand.
     """
     rng, precise = random.Random(seed), compute_dtype(model.dtype)
     blocks_each = [-(-max(len(s) - 1, 1) // block_size) for s in sequences]
-    num_blocks, num_slots = sum(blocks_each) + 2, len(sequences) + 2
+    short_each = [min(n, _ring_size(model.config, block_size, max_chunk)) for n in blocks_each]
+    num_blocks, num_slots = sum(blocks_each) + sum(short_each) + 2, len(sequences) + 2
     cache = MemoryCache(
         model.config, num_blocks=num_blocks, block_size=block_size, num_slots=num_slots,
         memory_dtype=precise, state_dtype=precise,
@@ -93,13 +138,20 @@ def served(
     cache.state.fill_(math.nan)
     free = rng.sample(range(num_blocks), num_blocks)
     tables = [[free.pop() for _ in range(n)] for n in blocks_each]
+    rings = [[free.pop() for _ in range(n)] for n in short_each]
+    short = [
+        [ring[m % len(ring)] for m in range(n)] if ring else [] for n, ring in zip(blocks_each, rings, strict=True)
+    ]
     slots = rng.sample(range(num_slots), len(sequences))
     done = [0] * len(sequences)
     logits: list[list[Tensor]] = [[] for _ in sequences]
     while todo := [s for s, sequence in enumerate(sequences) if done[s] < len(sequence)]:
         picked = rng.sample(todo, rng.randint(1, len(todo)))
         new = [min(chunk(rng), len(sequences[s]) - done[s]) for s in picked]
-        batch = batch_of(cache, [slots[s] for s in picked], [tables[s] for s in picked], [done[s] for s in picked], new)
+        batch = batch_of(
+            cache, [slots[s] for s in picked], [tables[s] for s in picked], [done[s] for s in picked], new,
+            short_tables=[short[s] for s in picked] if short_each[0] else None,
+        )  # fmt: skip
         token_ids = torch.cat([sequences[s][done[s] : done[s] + n] for s, n in zip(picked, new, strict=True)])
         out = model(token_ids, batch, all_logits=True)
         for s, n, rows in zip(picked, new, torch.split(out, new), strict=True):
@@ -108,18 +160,35 @@ def served(
     return [torch.cat(rows) for rows in logits]
 
 
+def _ring_size(config: object, block_size: int, max_chunk: int) -> int:
+    """Blocks that hold the window before a chunk and the pairs that the chunk completes, however they are aligned."""
+    if not isinstance(config, MosaicV2Config):
+        return 0
+    return -(-(config.short_window - 1 + max_chunk) // block_size) + 1
+
+
 def batch_of(
-    cache: MemoryCache, slots: list[int], tables: list[list[int]], num_computed: list[int], num_new: list[int]
+    cache: MemoryCache,
+    slots: list[int],
+    tables: list[list[int]],
+    num_computed: list[int],
+    num_new: list[int],
+    short_tables: list[list[int]] | None = None,
 ) -> MemoryBatch:
     """A batch from lists, its block tables cut to what is needed so far and padded with 0."""
     needed = [-(-(c + n - 1) // cache.block_size) for c, n in zip(num_computed, num_new, strict=True)]
-    padded = [table[:n] + [0] * (max(needed) - n) for table, n in zip(tables, needed, strict=True)]
+
+    def padded(lists: list[list[int]]) -> Tensor:
+        rows = [table[:n] + [0] * (max(needed) - n) for table, n in zip(lists, needed, strict=True)]
+        return torch.tensor(rows, dtype=torch.int64).view(len(slots), max(needed))
+
     return MemoryBatch(
         cache,
         torch.tensor(slots),
-        torch.tensor(padded, dtype=torch.int64).view(len(slots), max(needed)),
+        padded(tables),
         tuple(num_computed),
         tuple(num_new),
+        short_tables=None if short_tables is None else padded(short_tables),
     )
 
 

@@ -11,14 +11,56 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from model.config import MosaicConfig
-from tests.model.mosaics import configs, small_config
+from model.config import MosaicConfig, MosaicV2Config, NetworkConfig
+from tests.model.mosaics import configs, small_config, small_v2_config, v2_configs
 
 
 @settings(max_examples=30, deadline=None)
 @given(configs())
 def test_round_trip(config: MosaicConfig) -> None:
     assert MosaicConfig.from_dict(json.loads(config.to_json())) == config
+
+
+@settings(max_examples=20, deadline=None)
+@given(v2_configs())
+def test_round_trip_of_the_second_version(config: MosaicV2Config) -> None:
+    assert NetworkConfig.from_dict(json.loads(config.to_json())) == config
+
+
+def test_a_file_says_of_which_version_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for config in (small_config(), small_v2_config()):
+        config.save(path)
+        assert NetworkConfig.load(path) == type(config).load(path) == config
+    with pytest.raises(ValueError, match="'memory-mosaic-v2' is not what MosaicConfig describes"):
+        MosaicConfig.load(path)
+
+
+def test_without_a_version_it_is_the_first() -> None:
+    values = small_config().to_dict()
+    del values["architecture"]
+    assert NetworkConfig.from_dict(values) == small_config()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("persistent_size", 0),
+        ("persistent_size", 2**40),
+        ("short_window", 1),
+        ("short_window", 10**6),
+        ("long_delay", 0),
+        ("long_delay", 7),
+        ("max_train_delay", 8),
+        ("max_train_delay", True),
+        ("n_head", 12),
+        ("architecture", "memory-mosaic-v1"),
+        ("eos_token_id", 11),
+    ],
+)
+def test_nonsense_in_the_second_version(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        small_v2_config(**{field: value})
 
 
 def test_files(tmp_path: Path) -> None:
