@@ -7,7 +7,6 @@ token is predicted once, from those before it in its window. By default through 
 """
 
 import argparse
-import lzma
 import math
 import os
 import sys
@@ -28,6 +27,7 @@ from model.kernels.choice import KERNELS, choose_path, make_kernel
 from model.kernels.kernel import Kernel
 from model.network import MosaicNetwork
 from model.tokenizer import END_OF_TEXT, Tokenizer
+from model.training.corpus import read_documents
 
 BLOCK_SIZE = 32
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -96,13 +96,7 @@ def read_text(path: Path, tokenizer: Tokenizer) -> list[int]:
     end = tokenizer.eos_token_id
     if end is None:
         raise ValueError(f"the tokenizer has no {END_OF_TEXT} to end documents with")
-    try:
-        content = path.read_bytes()
-        text = (lzma.decompress(content) if path.suffix == ".xz" else content).decode()
-    except (lzma.LZMAError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    documents = [document for part in text.split(END_OF_TEXT) if (document := part.strip())]
-    return [token_id for document in documents for token_id in (*tokenizer.encode(document), end)]
+    return [token_id for document in read_documents(path) for token_id in (*tokenizer.encode(document), end)]
 
 
 def window_batches(token_ids: Sequence[int], window: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
