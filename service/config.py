@@ -30,10 +30,11 @@ class EngineConfig:
     block_size: int = 32
     memory_bytes: int | None = None
     max_num_waiting: int = 256
+    max_num_waiting_tokens: int = 262_144
     stall_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_num_waiting_tokens"):
             _require_positive(name, getattr(self, name))
         for name in ("num_threads", "max_model_len", "memory_bytes"):
             if getattr(self, name) is not None:

@@ -81,6 +81,12 @@ class EngineSettings(BaseModel):
     max_num_waiting: int = option(
         256, "Limits", "Most requests that wait for their turn; beyond it the answer is 503.", ge=0
     )
+    max_num_waiting_tokens: int = option(
+        262_144,
+        "Limits",
+        "Most tokens of requests that wait, prompts and longest completions together; beyond it the answer is 503.",
+        ge=1,
+    )
     memory: Bytes = option(
         None,
         "Limits",
@@ -141,6 +147,7 @@ class ServeSettings(EngineSettings):
                 block_size=self.block_size,
                 memory_bytes=self.memory,
                 max_num_waiting=self.max_num_waiting,
+                max_num_waiting_tokens=self.max_num_waiting_tokens,
             )
         except ValueError as error:
             raise UsageError(name_flags(str(error))) from error

@@ -9,9 +9,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
+from service.engine.admission import Admission, QueueLimits
 from service.engine.engine import Engine
-from service.engine.errors import EngineDeadError, EngineOverloadedError, RequestRejectedError
+from service.engine.errors import EngineDeadError, RequestRejectedError
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 
@@ -50,7 +52,9 @@ class AsyncEngine:
         self._failure: str | None = None
         self._idle_time_s = 0.0
         self._last_progress_s = time.monotonic()
-        self._finish_times_s: deque[float] = deque(maxlen=64)
+        max_num_running = engine.scheduler.config.max_num_seqs
+        limits = QueueLimits(max_num_running, info.max_num_requests - max_num_running, info.max_num_waiting_tokens)
+        self._admission = Admission(limits, self._running_requests)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -62,19 +66,15 @@ class AsyncEngine:
     def submit(self, request: Request, listener: Listener) -> None:
         """Accepts `request`; `listener` hears every output on the loop, the last one finished, exactly once.
 
-        Raises EngineOverloadedError when the queue is full, EngineDeadError when the engine has stopped and
-        RequestRejectedError when the id is in use or the request could never run here.
+        Raises EngineOverloadedError when the queue is full or the key has its share of it, EngineDeadError when the
+        engine has stopped and RequestRejectedError when the id is in use or the request could never run here.
         """
         if self._failure or self._is_closing:
             raise EngineDeadError(self._failure or "the engine is shutting down")
         if request.request_id in self._listeners:
             raise RequestRejectedError(f"request id {request.request_id!r} is in use")
         self._engine.validate(request)
-        if len(self._listeners) >= self.info.max_num_requests:
-            raise EngineOverloadedError(
-                f"the server is full: {len(self._listeners)} requests are running or waiting",
-                retry_after_s=self._seconds_per_request(),
-            )
+        self._admission.accept(request)
         if not self._listeners:
             self._last_progress_s = time.monotonic()
         self._listeners[request.request_id] = listener
@@ -98,7 +98,8 @@ class AsyncEngine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges of this moment."""
-        return self._engine.stats(self._replica, idle_time_s=self._idle_time_s, start_up_s=self._start_up_s)
+        stats = self._engine.stats(self._replica, idle_time_s=self._idle_time_s, start_up_s=self._start_up_s)
+        return replace(stats, seconds_per_request=self._admission.seconds_per_request)
 
     async def close(self) -> None:
         """Stops the thread after the step it is in; requests still here end with an error output."""
@@ -109,12 +110,9 @@ class AsyncEngine:
             await asyncio.to_thread(self._thread.join)
         self._fail_all("the engine is shutting down")
 
-    def _seconds_per_request(self) -> float:
-        """Time until one place is free, from the measured rate at which requests end."""
-        if len(self._finish_times_s) < 2:
-            return 1.0
-        span_s = time.monotonic() - self._finish_times_s[0]
-        return span_s / len(self._finish_times_s)
+    def _running_requests(self) -> list[Request]:
+        # The list is replaced or changed by another thread; copying it runs no Python code, so nobody gets between.
+        return [sequence.request for sequence in list(self._engine.scheduler.running)]
 
     # From here on: the step thread, and what it posts to the loop.
 
@@ -165,8 +163,9 @@ class AsyncEngine:
     def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
         for output in outputs:
             if output.is_finished:
-                self._finish_times_s.append(time.monotonic())
                 listener = self._listeners.pop(output.request_id, None)
+                if listener is not None:
+                    self._admission.end(output.request_id)
             else:
                 listener = self._listeners.get(output.request_id)
             if listener is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Protocol
 
 from service.engine.request import Request, RequestOutput
@@ -85,4 +86,11 @@ class Engine:
             forward_time_s=self.forward_time_s,
             idle_time_s=idle_time_s,
             start_up_s=start_up_s,
+            by_key=self._by_key(),
         )
+
+    def _by_key(self) -> tuple[tuple[str, int, int], ...]:
+        # Copying a list runs no Python code, so that the stepping thread cannot get between.
+        running = Counter(sequence.request.key_id for sequence in list(self.scheduler.running))
+        accounts = [account for account in self.scheduler.waiting.accounts if account.key_id and account.num_live]
+        return tuple((a.key_id, running[a.key_id], max(a.num_live - running[a.key_id], 0)) for a in accounts)

@@ -15,6 +15,10 @@ class EngineOverloadedError(EngineError):
         self.retry_after_s = retry_after_s
 
 
+class KeyOverloadedError(EngineOverloadedError):
+    """The queue has room, but not for more requests of this key."""
+
+
 class EngineDeadError(EngineError):
     """The engine stopped (a step raised, or the replica died): it takes no more requests."""
 

@@ -73,6 +73,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         fingerprint="-".join([model.fingerprint[:12], *names, kernel.path]),
         num_parameters=model.num_parameters,
         max_num_requests=config.max_num_seqs + config.max_num_waiting,
+        max_num_waiting_tokens=config.max_num_waiting_tokens,
     )
     return AsyncEngine(
         Engine(scheduler, ModelRunner(kernel, cache, model.config)),

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot of one replica. Times are seconds; counters only ever grow while the replica lives."""
+    """A snapshot of one replica. Times are seconds; counters only ever grow while the replica lives.
+
+    `by_key` is, for each key that has any, its id, its running and its waiting requests. `seconds_per_request` is how
+    long it takes, while there is work, until one more request has ended.
+    """
 
     replica: str
     num_running: int = 0
@@ -25,6 +29,8 @@ class EngineStats:
     forward_time_s: float = 0.0
     idle_time_s: float = 0.0
     start_up_s: float = 0.0
+    by_key: tuple[tuple[str, int, int], ...] = ()
+    seconds_per_request: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,10 @@ class EngineHealth:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a gateway must know of the engine it speaks to. `max_num_requests` may run and wait at the same time."""
+    """What a gateway must know of the engine it speaks to.
+
+    `max_num_requests` may run and wait at the same time, and those that wait may come to `max_num_waiting_tokens`.
+    """
 
     model_dir: str
     vocab_size: int
@@ -51,3 +60,4 @@ class EngineInfo:
     fingerprint: str
     num_parameters: int
     max_num_requests: int
+    max_num_waiting_tokens: int = 262_144

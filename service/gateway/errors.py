@@ -8,12 +8,13 @@ from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
 
-from service.engine.errors import EngineDeadError, EngineOverloadedError, RequestRejectedError
+from service.engine.errors import EngineDeadError, EngineOverloadedError, KeyOverloadedError, RequestRejectedError
 
 MAX_MESSAGE_CHARS = 500
 
 _ENGINE_ERRORS: Mapping[type[Exception], tuple[int, str]] = {
     RequestRejectedError: (400, "request_rejected"),
+    KeyOverloadedError: (429, "queue_share_exceeded"),
     EngineOverloadedError: (503, "overloaded"),
     EngineDeadError: (503, "engine_dead"),
 }

@@ -99,6 +99,7 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
         "memory": "1MiB",
         "block_size": 8,
         "max_num_waiting": 6,
+        "max_num_waiting_tokens": 9,
     }
     config = load_settings(given, {}, None).engine_config()
     assert config == EngineConfig(
@@ -114,6 +115,7 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
         block_size=8,
         memory_bytes=2**20,
         max_num_waiting=6,
+        max_num_waiting_tokens=9,
     )
     unset = {f.name for f in fields(EngineConfig) if getattr(config, f.name) == getattr(EngineConfig("x"), f.name)}
     assert unset == {"stall_timeout_s"}
