@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from model.config import MosaicConfig
+from model.config import MosaicConfig, MosaicV2Config
 
 
 def mosaic_of(
@@ -47,3 +47,24 @@ PRESETS: Mapping[str, MosaicConfig] = MappingProxyType(
     }
 )
 """`small` has 7.3M parameters; `gpt2s` has 123.6M, the size of GPT-2 small; `tiny` is for tests."""
+
+
+V2_PRESETS: Mapping[str, MosaicV2Config] = MappingProxyType(
+    {
+        "v2-tiny": MosaicV2Config(
+            vocab_size=512, n_layer=2, n_head=2, n_embd=32, persistent_size=48, block_size=256,
+            short_window=32, long_delay=8, max_train_delay=32,
+        ),
+        "v2-small": MosaicV2Config(
+            vocab_size=4096, n_layer=8, n_head=8, n_embd=256, persistent_size=768, block_size=1024
+        ),
+        "v2-1.5b": MosaicV2Config(
+            vocab_size=128256, n_layer=24, n_head=16, n_embd=2048, persistent_size=6144, block_size=4096
+        ),
+        "v2-10b": MosaicV2Config(
+            vocab_size=128256, n_layer=32, n_head=32, n_embd=4096, persistent_size=14336, block_size=4096
+        ),
+    }
+)  # fmt: skip
+"""Of the second version; `v2-small` has 10.0M parameters. The two largest are the paper's: 1.5 billion parameters
+without embedding and head, 9.9 billion with them."""

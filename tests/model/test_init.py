@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.checkpoint import load_model
+from model.config import MosaicConfig, MosaicV2Config
 from model.init import init_model, main
 from model.presets import PRESETS, mosaic_of
 from model.syllables import MIN_VOCAB_SIZE, NUM_UNPRINTED, syllable_tokenizer_json
@@ -64,7 +65,19 @@ def test_sizes_take_the_place_of_the_presets(tmp_path: Path, capsys: pytest.Capt
     assert main([str(tmp_path / "out"), "--preset", "tiny", "--n-layer", "1", "--n-embd", "16"]) == 0
     assert "1 layers, 2 heads, 16 wide, 512 ids" in capsys.readouterr().out
     expected = mosaic_of(vocab_size=512, n_layer=1, n_head=2, n_embd=16, pmem_size=48, block_size=256)
-    assert load_model(tmp_path / "out").config.logit_scale == expected.logit_scale
+    config = load_model(tmp_path / "out").config
+    assert isinstance(config, MosaicConfig)
+    assert config.logit_scale == expected.logit_scale
+
+
+def test_the_second_version_has_sizes_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main([str(out), "--preset", "v2-tiny", "--pmem-size", "7"]) == 2
+    assert "pmem_size: v2-tiny is a memory-mosaic-v2" in capsys.readouterr().err
+    assert main([str(out), "--preset", "v2-tiny", "--persistent-size", "7", "--short-window", "40"]) == 0
+    config = load_model(out).config
+    assert isinstance(config, MosaicV2Config)
+    assert (config.persistent_size, config.short_window, config.long_delay) == (7, 40, 8)
 
 
 def test_a_directory_in_use_is_left_alone_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from model.factory import build_network
 from model.gated_average import gated_average, gated_step
 from model.mosaic_v2 import MemoryMosaicV2
 from model.past_v2 import Memory, ParallelPastV2
+from model.presets import V2_PRESETS
 from tests.model.mosaics import assert_close, random_v2_model, served, small_v2_config, v2_configs
 from tests.model.naive_v2 import naive_v2_logits
 
@@ -208,16 +209,13 @@ def test_averages_do_not_depend_on_how_a_text_is_cut() -> None:
 
 
 def test_published_sizes() -> None:
-    # The larger published network with a vocabulary of 128,256, and the smaller one without its embeddings.
-    def count(**sizes: int) -> tuple[int, int]:
+    def count(preset: str) -> tuple[int, int]:
         with torch.device("meta"):
-            model = build_network(MosaicV2Config(vocab_size=128256, block_size=4096, **sizes))
+            model = build_network(V2_PRESETS[preset])
         return model.num_parameters, model.num_parameters - 2 * model.embedding.weight.numel()
 
-    large, _ = count(n_layer=32, n_head=32, n_embd=4096, persistent_size=14336)
-    assert 9.85e9 < large < 9.95e9
-    _, small = count(n_layer=24, n_head=16, n_embd=2048, persistent_size=6144)
-    assert 1.45e9 < small < 1.55e9
+    assert 9.85e9 < count("v2-10b")[0] < 9.95e9
+    assert 1.45e9 < count("v2-1.5b")[1] < 1.55e9
 
 
 def test_initial_values() -> None:
