@@ -95,6 +95,15 @@ class Tokenizer:
             return b""
         return self._bytes[token_id]
 
+    @cached_property
+    def ids_by_bytes(self) -> dict[bytes, tuple[int, ...]]:
+        """The ids of the tokens that stand for some bytes, markers left out."""
+        found: dict[bytes, tuple[int, ...]] = {}
+        for token_id, text in enumerate(self._bytes):
+            if text and token_id not in self._special:
+                found[text] = (*found.get(text, ()), token_id)
+        return found
+
     def is_special(self, token_id: int) -> bool:
         """Whether the token is a marker of the vocabulary rather than text."""
         return token_id in self._special

@@ -49,8 +49,10 @@ async def create_completion(request: Request) -> Response:
     gateway, exchange = gateway_of(request), exchange_of(request.scope)
     with _count_rejection(gateway):
         gateway.drain.check()
-        params = parse_completion(await read_json_object(request, gateway.settings))
-        plan = await make_plan(params, gateway.served, gateway.settings, exchange.request_id)
+        body = await read_json_object(request, gateway.settings)
+        exchange.rename(body.get("request_id"))
+        params = parse_completion(body)
+        plan = await make_plan(params, gateway.served, gateway.settings, exchange.request_id, exchange.started_s)
     exchange.fields |= {"model": plan.model, "stream": plan.is_stream, "seed": plan.seed}
     if params.user is not None:
         exchange.fields["user"] = params.user

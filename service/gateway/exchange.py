@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
-_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+from service.gateway.schema import REQUEST_ID
+
+_SANE_ID = re.compile(REQUEST_ID)
 _KEY = "exchange"
 
 
@@ -21,6 +23,10 @@ class Exchange:
     started_s: float
     status: int | None = None
     fields: dict[str, object] = field(default_factory=dict)
+
+    def rename(self, request_id: object) -> None:
+        """Goes on under the id that a body gave, if that is sane."""
+        self.request_id = _sane(request_id) or self.request_id
 
     @property
     def elapsed_s(self) -> float:
@@ -43,9 +49,13 @@ def exchange_of(scope: Scope) -> Exchange:
 
 def _given_id(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
-        if name.lower() == b"x-request-id" and _SANE_ID.fullmatch(value):
-            return str(value, "ascii")
+        if name.lower() == b"x-request-id":
+            return _sane(str(value, "latin-1"))
     return None
+
+
+def _sane(value: object) -> str | None:
+    return value if isinstance(value, str) and _SANE_ID.fullmatch(value) else None
 
 
 def _new_id(path: str) -> str:

@@ -36,11 +36,11 @@ class Observer:
             await self._app(scope, receive, send)
             return
         exchange = open_exchange(scope)
-        extra = [(b"x-request-id", exchange.request_id.encode()), (b"x-content-type-options", b"nosniff")]
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
+                extra = ((b"x-request-id", exchange.request_id.encode()), (b"x-content-type-options", b"nosniff"))
                 message["headers"] = [*message.get("headers", ()), *extra]
             await send(message)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from service.engine.request import Request, SamplingParams
+from service.engine.request import Request
+from service.gateway.bounds import check_bounds
 from service.gateway.errors import ApiError, BadRequestError
-from service.gateway.prompts import TokenIds, check_token_ids, resolve_prompts
+from service.gateway.prompts import Room, TokenIds, resolve_prompts
+from service.gateway.sampling import sampling_params
 from service.gateway.schema import CompletionRequest
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
@@ -38,12 +40,12 @@ class CompletionPlan:
 
 
 async def make_plan(
-    params: CompletionRequest, served: ServedModel, settings: GatewaySettings, request_id: str
+    params: CompletionRequest, served: ServedModel, settings: GatewaySettings, request_id: str, arrived_s: float
 ) -> CompletionPlan:
-    """Raises ApiError for what this server cannot do."""
+    """Raises ApiError for what this server cannot do. `arrived_s` is on the clock of `time.perf_counter`."""
     model = resolve_model(params.model, served)
-    _check_limits(params, served, settings)
-    prompts = await resolve_prompts(params.prompt, served, settings)
+    check_bounds(params, served, settings)
+    prompts = await resolve_prompts(params.prompt, served, settings, _room(params, served.info.max_model_len))
     # More than the engine holds could never be accepted, however often the client came back.
     max_choices = min(settings.max_choices, served.info.max_num_requests)
     if params.n * len(prompts) > max_choices:
@@ -55,7 +57,7 @@ async def make_plan(
         request_id=request_id,
         created=int(time.time()),
         model=model,
-        requests=_engine_requests(params, prompts, seed, served, request_id),
+        requests=await _engine_requests(params, prompts, seed, served, settings, request_id, arrived_s),
         num_prompt_tokens=sum(map(len, prompts)),
         seed=seed,
         stops=StopSet(params.stop) if params.stop else None,
@@ -74,47 +76,41 @@ def resolve_model(name: str | None, served: ServedModel) -> str:
     return name
 
 
-def _check_limits(params: CompletionRequest, served: ServedModel, settings: GatewaySettings) -> None:
-    _at_most(params.n, settings.max_n, "n")
-    _at_most(len(params.user or ""), settings.max_user_chars, "user", "characters")
-    _at_most(len(params.stop), settings.max_stops, "stop", "strings")
-    for i, stop in enumerate(params.stop):
-        _at_most(len(stop), settings.max_stop_chars, f"stop[{i}]", "characters")
-    if params.stop and served.tokenizer is None:
-        message = "'stop' cannot be used: this model has no tokenizer and is served for token ids only"
-        raise BadRequestError(message, param="stop", code="no_tokenizer")
-    _at_most(len(params.stop_token_ids), settings.max_stop_token_ids, "stop_token_ids", "token ids")
-    check_token_ids(params.stop_token_ids, "stop_token_ids", "stop_token_ids", served.info.vocab_size)
+def _room(params: CompletionRequest, max_model_len: int) -> Room:
+    room = max_model_len - 1
+    keep = params.truncate_prompt_tokens
+    if keep == -1:
+        keep = max(max_model_len - (DEFAULT_MAX_TOKENS if params.max_tokens is None else params.max_tokens), 1)
+    return Room(room, keep, params.truncation_side)
 
 
-def _at_most(value: int, limit: int, param: str, unit: str = "") -> None:
-    if value > limit:
-        bound = f"must have at most {limit} {unit}" if unit else f"must be at most {limit}"
-        raise BadRequestError(f"'{param}' {bound}, got {value}", param=param)
-
-
-def _engine_requests(
-    params: CompletionRequest, prompts: Sequence[TokenIds], seed: int, served: ServedModel, request_id: str
+async def _engine_requests(
+    params: CompletionRequest,
+    prompts: Sequence[TokenIds],
+    seed: int,
+    served: ServedModel,
+    settings: GatewaySettings,
+    request_id: str,
+    arrived_s: float,
 ) -> tuple[Request, ...]:
     # Clients may send the same request id twice; the engine must not see it twice.
     unique = f"{request_id}:{secrets.token_hex(4)}"
+    common = await sampling_params(params, seed, served.tokenizer, settings)
+    lengths = [_max_tokens(params, len(prompt), served.info.max_model_len) for prompt in prompts]
+    timeout_s = None if params.timeout is None else max(params.timeout - (time.perf_counter() - arrived_s), 0.0)
     requests: list[Request] = []
-    for prompt in prompts:
-        max_tokens = _max_tokens(params, len(prompt), served.info.max_model_len)
+    for prompt, max_tokens in zip(prompts, lengths, strict=True):
         for choice in range(params.n):
-            sampling = SamplingParams(
-                max_tokens=max_tokens,
-                temperature=params.temperature,
-                top_k=max(params.top_k, 0),
-                top_p=params.top_p,
-                min_p=params.min_p,
-                seed=seed,
-                choice_index=choice,
-                min_tokens=params.min_tokens,
-                ignore_eos=params.ignore_eos,
-                stop_token_ids=tuple(params.stop_token_ids),
+            requests.append(
+                Request(
+                    f"{unique}:{len(requests)}",
+                    prompt,
+                    replace(common, max_tokens=max_tokens, choice_index=choice),
+                    priority=params.priority,
+                    cache_salt=params.cache_salt or "",
+                    timeout_s=timeout_s,
+                )
             )
-            requests.append(Request(f"{unique}:{len(requests)}", prompt, sampling))
     return tuple(requests)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from model.tokenizer import Tokenizer
 from service.gateway.errors import BadRequestError
@@ -16,16 +17,30 @@ _SHAPES = "must be a string, an array of strings, an array of token ids, or an a
 _EMPTY = "must not be empty: this model needs at least one token to continue; a space or a newline will do"
 
 
-async def resolve_prompts(prompt: object, served: ServedModel, settings: GatewaySettings) -> list[TokenIds]:
+class Room(NamedTuple):
+    """How many tokens a prompt may have, and what happens to one with more: cut to `keep` of them, or refused."""
+
+    max_tokens: int
+    keep: int | None = None
+    side: Literal["left", "right"] = "left"
+
+    def cut(self, item: Sequence[object]) -> range:
+        """The indices of `item` that are kept."""
+        if self.keep is None or len(item) <= self.keep:
+            return range(len(item))
+        return range(len(item) - self.keep, len(item)) if self.side == "left" else range(self.keep)
+
+
+async def resolve_prompts(prompt: object, served: ServedModel, settings: GatewaySettings, room: Room) -> list[TokenIds]:
     """The token ids of each prompt. Raises BadRequestError naming `prompt` where one cannot be continued."""
     items = _as_items(prompt)
     if len(items) > settings.max_prompts:
         raise _invalid(f"holds {len(items)} prompts; the limit is {settings.max_prompts}")
     if all(isinstance(item, str) for item in items):
         texts = [str(item) for item in items]
-        prompts = await _encode(texts, prompt, served, settings)
+        prompts = await _encode(texts, prompt, served, settings, room)
     else:
-        prompts = [_check_ids(item, _name(prompt, i), served) for i, item in enumerate(items)]
+        prompts = [_check_ids(item, _name(prompt, i), served, room) for i, item in enumerate(items)]
     for i, token_ids in enumerate(prompts):
         if not token_ids:
             raise _invalid(_EMPTY, _name(prompt, i))
@@ -47,9 +62,9 @@ async def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, settings: Gat
     return await asyncio.to_thread(lambda: [tokenizer.encode(text) for text in texts])
 
 
-def check_token_ids(token_ids: Sequence[object], name: str, param: str, vocab_size: int) -> None:
+def check_token_ids(token_ids: Sequence[object], name: str, param: str, vocab_size: int, first_index: int = 0) -> None:
     """Raises BadRequestError naming the first of `token_ids` that is not in the vocabulary."""
-    for i, token_id in enumerate(token_ids):
+    for i, token_id in enumerate(token_ids, first_index):
         if type(token_id) is not int:
             raise BadRequestError(f"'{name}[{i}]' must be a token id, an integer", param=param)
         if not 0 <= token_id < vocab_size:
@@ -75,24 +90,26 @@ def _as_items(prompt: object) -> Sequence[object]:
 
 
 async def _encode(
-    texts: Sequence[str], prompt: object, served: ServedModel, settings: GatewaySettings
+    texts: Sequence[str], prompt: object, served: ServedModel, settings: GatewaySettings, room: Room
 ) -> list[TokenIds]:
     tokenizer = require_tokenizer(served, "prompt")
-    limit = served.info.max_model_len
     for i, text in enumerate(texts):
         # Refused unread: encoding what can never fit would cost the time of everybody else.
         at_least = -(-len(text.encode()) // served.longest_token)
-        if at_least >= limit:
-            raise _too_long(f"at least {at_least}", limit, _name(prompt, i))
-    return [tuple(ids) for ids in await encode_texts(texts, tokenizer, settings)]
+        if at_least > room.max_tokens and room.keep is None:
+            raise _too_long(f"at least {at_least}", served.info.max_model_len, _name(prompt, i))
+    encoded = await encode_texts(texts, tokenizer, settings)
+    return [tuple(ids[i] for i in room.cut(ids)) for ids in encoded]
 
 
-def _check_ids(item: object, name: str, served: ServedModel) -> TokenIds:
+def _check_ids(item: object, name: str, served: ServedModel, room: Room) -> TokenIds:
     assert isinstance(item, list)
-    if len(item) >= served.info.max_model_len:
-        raise _too_long(str(len(item)), served.info.max_model_len, name)
-    check_token_ids(item, name, "prompt", served.info.vocab_size)
-    return tuple(item)
+    kept = room.cut(item)
+    if len(kept) > room.max_tokens:
+        raise _too_long(str(len(kept)), served.info.max_model_len, name)
+    ids = item[kept.start : kept.stop]
+    check_token_ids(ids, name, "prompt", served.info.vocab_size, kept.start)
+    return tuple(ids)
 
 
 def _too_long(count: str, limit: int, name: str) -> BadRequestError:

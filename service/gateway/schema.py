@@ -18,6 +18,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 INT32_MAX = 2**31 - 1
+REQUEST_ID = r"^[A-Za-z0-9._-]{1,128}$"
 INT64_MAX = 2**63 - 1
 
 _TOKEN_IDS: JsonSchemaValue = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -92,6 +93,31 @@ class CompletionRequest(StrictModel):
     min_p: float = Field(
         0.0, ge=0, le=1, description="Drop tokens less likely than this times the likelihood of the likeliest."
     )
+    typical_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Draw from the tokens of the most expected information that reach this probability.",
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        ge=0.01,
+        le=100,
+        description="Divides the logits of tokens seen in prompt or completion; above 1 avoids them.",
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken from the logits of tokens that are in the completion."
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken from the logits of tokens once for each time they are in the completion."
+    )
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, description="Token id to what is added to its logit."
+    )
+    allowed_token_ids: list[int] | None = Field(None, min_length=1, description="Draw no other tokens.")
+    bad_words: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list, description="Words that no run of whole tokens may spell, with or without a space before."
+    )
     seed: int | None = Field(
         None,
         ge=-INT64_MAX - 1,
@@ -104,9 +130,26 @@ class CompletionRequest(StrictModel):
     )
     stop_token_ids: list[int] = Field(default_factory=list, description="Tokens that end a choice.")
     ignore_eos: bool = Field(False, description="Continue past the end of text.")
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, le=INT32_MAX, description="Use so many tokens of each prompt. -1: as many as fit."
+    )
+    truncation_side: Literal["left", "right"] = Field("left", description="Where a prompt that is too long is cut.")
+    add_special_tokens: bool = Field(True, description="No effect: the tokenizers served here add none.")
     stream: bool = Field(False, description="Send text as server-sent events while it is generated.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
     user: str | None = Field(None, description="A tag for the access log.")
+    request_id: str | None = Field(
+        None, pattern=REQUEST_ID, description="The `id` of the answer, in place of the X-Request-Id header's."
+    )
+    priority: int = Field(
+        0, ge=-INT32_MAX - 1, le=INT32_MAX, description="Of requests that wait, those with a lower one go first."
+    )
+    cache_salt: str | None = Field(
+        None, min_length=1, description="Share cached memory only with requests that have the same salt."
+    )
+    timeout: float | None = Field(
+        None, gt=0, description="Seconds after its arrival at which the request ends with what there is."
+    )
 
 
 class TokenizeRequest(StrictModel):
@@ -139,7 +182,7 @@ class CompletionChoice(BaseModel):
     index: int
     text: str
     logprobs: None = None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "deadline"] | None
     stop_reason: int | str | None = Field(description="The stop string or stop token id that ended the choice.")
     token_ids: list[int] | None = Field(None, description="Only from a model without a tokenizer.")
 

@@ -37,6 +37,12 @@ class ServedModel:
         return "-".join((info.fingerprint[:12], info.kernel_path, info.dtype, info.memory_dtype))
 
     @cached_property
+    def num_written_ids(self) -> int:
+        """Token ids below this may be generated; those above, where there are any, pad the embedding."""
+        known = self.info.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
+        return min(known, self.info.vocab_size)
+
+    @cached_property
     def longest_token(self) -> int:
         """Bytes of the longest token: a text of n bytes has at least n / longest_token tokens."""
         if self.tokenizer is None:

@@ -22,6 +22,12 @@ class GatewaySettings:
     max_stop_chars: int = 256
     max_stop_token_ids: int = 64
     max_user_chars: int = 256
+    max_cache_salt_chars: int = 256
+    max_logit_bias: int = 1024
+    max_allowed_token_ids: int = 1024
+    max_bad_words: int = 64
+    max_bad_word_bytes: int = 64
+    max_timeout_s: float = 3600
     threaded_chars: int = 16_384
     health_timeout_s: float = 2.0
     stats_timeout_s: float = 2.0

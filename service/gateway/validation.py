@@ -27,12 +27,17 @@ _SENTENCES = {
     "bool_type": "must be true or false",
     "string_type": "must be a string",
     "list_type": "must be an array",
+    "dict_type": "must be an object",
+    "literal_error": "must be {expected}",
     "model_type": "must be an object",
     "finite_number": "must be a finite number",
-    "greater_than": "must be greater than {gt:g}",
+    "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
     "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+    # The one pattern there is: REQUEST_ID.
+    "string_pattern_mismatch": "must be 1 to 128 letters, digits, '.', '_' or '-'",
 }
 _MAX_NAME_CHARS = 64
 _MAX_VALUE_CHARS = 40
@@ -40,6 +45,8 @@ _MAX_VALUE_CHARS = 40
 
 def parse_completion(body: dict[str, object]) -> CompletionRequest:
     """Raises BadRequestError for what is wrong, unknown or not supported."""
+    if type(body.get("n")) is int and body.get("best_of") == body["n"]:
+        body = {**body, "best_of": None}  # The best n of n are all of them.
     body = drop_neutral(body, NEUTRAL_COMPLETION_VALUES)
     options = body.get("stream_options")
     if isinstance(options, dict):
@@ -74,11 +81,16 @@ def _describe(error: ErrorDetails, model: type[BaseModel]) -> BadRequestError:
     if error["type"] == "extra_forbidden":
         return BadRequestError(_unknown(param, model), param=param, code="unknown_parameter")
     value = error["input"]
-    sentence = _SENTENCES.get(error["type"], "is not valid").format(**error.get("ctx", {}))
+    sentence = _SENTENCES.get(error["type"], "is not valid").format(**_plain(error.get("ctx", {})))
     if error["type"] == "int_type" and isinstance(value, float) and abs(value) > INT64_MAX:
         sentence = "is out of range"  # The JSON reader hands integers beyond 64 bits over as floats.
     got = f", got {shorten(repr(value), _MAX_VALUE_CHARS)}" if isinstance(value, int | float) else ""
     return BadRequestError(f"'{param}' {sentence}{got}", param=param, code="invalid_value")
+
+
+def _plain(bounds: Mapping[str, object]) -> dict[str, object]:
+    """A bound of 100.0 reads as 100."""
+    return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in bounds.items()}
 
 
 def _param(location: tuple[int | str, ...]) -> str:

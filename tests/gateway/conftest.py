@@ -1,4 +1,4 @@
-"""One server for all tests of the gateway; each test writes its engine's script."""
+"""One server for all tests of the gateway, each of which writes its engine's script, and one with a real engine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from model.tokenizer import Tokenizer
 from tests.gateway.fake_engine import FakeEngine
+from tests.gateway.real_engine import real_server
 from tests.gateway.server import MODEL_DIR, GatewayServer, served_model
 
 
@@ -47,4 +48,11 @@ def server(shared_server: GatewayServer, engine: FakeEngine) -> GatewayServer:
 def client(server: GatewayServer) -> Iterator[httpx.Client]:
     """Speaks to `server`."""
     with httpx.Client(base_url=server.url, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def real() -> Iterator[httpx.Client]:
+    """Speaks to a server of the shipped model."""
+    with real_server() as server, httpx.Client(base_url=server.url, timeout=60) as client:
         yield client

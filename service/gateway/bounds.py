@@ -1,0 +1,60 @@
+"""What a completion request may ask of this server: counts, sizes, token ids, and what goes together."""
+
+from __future__ import annotations
+
+from service.gateway.errors import BadRequestError, shorten
+from service.gateway.prompts import check_token_ids, require_tokenizer
+from service.gateway.schema import CompletionRequest
+from service.gateway.served_model import ServedModel
+from service.gateway.settings import GatewaySettings
+
+
+def check_bounds(params: CompletionRequest, served: ServedModel, settings: GatewaySettings) -> None:
+    """Raises BadRequestError naming the parameter and its bound."""
+    _at_most(params.n, settings.max_n, "n")
+    _at_most(len(params.user or ""), settings.max_user_chars, "user", "characters")
+    _at_most(len(params.cache_salt or ""), settings.max_cache_salt_chars, "cache_salt", "characters")
+    _at_most(params.timeout or 0, settings.max_timeout_s, "timeout")
+    if params.truncate_prompt_tokens == 0:
+        raise BadRequestError(
+            "'truncate_prompt_tokens' must be -1 or at least 1, got 0", param="truncate_prompt_tokens"
+        )
+    _check_words(params, served, settings)
+    _check_ids(params, served, settings)
+
+
+def _check_words(params: CompletionRequest, served: ServedModel, settings: GatewaySettings) -> None:
+    _at_most(len(params.stop), settings.max_stops, "stop", "strings")
+    for i, stop in enumerate(params.stop):
+        _at_most(len(stop), settings.max_stop_chars, f"stop[{i}]", "characters")
+    _at_most(len(params.bad_words), settings.max_bad_words, "bad_words", "words")
+    for i, word in enumerate(params.bad_words):
+        _at_most(len(word.encode(errors="replace")), settings.max_bad_word_bytes, f"bad_words[{i}]", "bytes")
+    if params.stop:
+        require_tokenizer(served, "stop")
+    if params.bad_words:
+        require_tokenizer(served, "bad_words")
+
+
+def _check_ids(params: CompletionRequest, served: ServedModel, settings: GatewaySettings) -> None:
+    _at_most(len(params.stop_token_ids), settings.max_stop_token_ids, "stop_token_ids", "token ids")
+    check_token_ids(params.stop_token_ids, "stop_token_ids", "stop_token_ids", served.info.vocab_size)
+    allowed = params.allowed_token_ids or ()
+    _at_most(len(allowed), settings.max_allowed_token_ids, "allowed_token_ids", "token ids")
+    check_token_ids(allowed, "allowed_token_ids", "allowed_token_ids", served.num_written_ids)
+    _at_most(len(params.logit_bias), settings.max_logit_bias, "logit_bias", "token ids")
+    for key in params.logit_bias:
+        _check_key(key, served.num_written_ids)
+
+
+def _check_key(key: str, num_ids: int) -> None:
+    is_id = key.isascii() and key.isdecimal() and len(key) < 20 and key == str(int(key)) and int(key) < num_ids
+    if not is_id:
+        message = f"'logit_bias' must have token ids, 0 to {num_ids - 1}, as its keys; '{shorten(key, 20)}' is none"
+        raise BadRequestError(message, param="logit_bias")
+
+
+def _at_most(value: float, limit: float, param: str, unit: str = "") -> None:
+    if value > limit:
+        bound = f"must have at most {limit} {unit}" if unit else f"must be at most {limit}"
+        raise BadRequestError(f"'{param}' {bound}, got {value}", param=param)
