@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from prometheus_client.core import Metric
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -17,6 +19,7 @@ from service.engine.errors import EngineError
 from service.gateway.app import create_app
 from service.ray_client import RayEngineClient
 from service.ray_engine import ENGINE, EngineReplica, LoadEngine, load_engine
+from service.ray_peers import RayPeers
 from service.ray_router import LeastLoadedRouter
 from service.settings import ServeSettings
 from service.startup import served_model
@@ -72,7 +75,16 @@ class GatewayReplica:
             # Engines take as long as they take to load; should they fail, the application does.
             with contextlib.suppress(EngineError):
                 client = await RayEngineClient.connect(engine)
-        self._app = create_app(client, served_model(settings, await client.info()), settings.gateway_settings())
+        context = serve.get_replica_context()
+        name = context.replica_id.unique_id
+        served = served_model(settings, await client.info())
+        peers = RayPeers(serve.get_deployment_handle(GATEWAY, context.app_name), name)
+        self._app = create_app(client, served, replace(settings.gateway_settings(), name=name), peers)
+
+    async def measurements(self) -> tuple[str, list[Metric]]:
+        """This gateway's name and metrics."""
+        metrics = self._app.state.gateway.metrics
+        return metrics.gateway, metrics.families()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app

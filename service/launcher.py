@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Coroutine
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -66,15 +67,20 @@ async def serve_client(settings: ServeSettings, client: EngineClient, sock: sock
     from service.gateway.app import create_app
 
     served = served_model(settings, await client.info())
-    app = create_app(client, served, settings.gateway_settings())
     url = http_server.url_of(sock)
+    app = create_app(client, served, replace(settings.gateway_settings(), name=url.removeprefix("http://")))
+
+    def on_ready() -> None:
+        app.state.gateway.metrics.started(progress.elapsed_s)
+        progress.say(ready_lines(url, served, progress.elapsed_s))
+
     try:
         num_cut = await http_server.serve(
             app,
             sock,
             app.state.drain,
             drain_timeout_s=settings.drain_timeout,
-            on_ready=lambda: progress.say(ready_lines(url, served, progress.elapsed_s)),
+            on_ready=on_ready,
             on_drain=lambda: progress.say("Finishing what is running; a second signal ends it now."),
         )
     except OSError as error:

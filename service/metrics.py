@@ -1,21 +1,21 @@
 """What a gateway measures, in Prometheus' terms. Names and meaning follow vLLM's, with the prefix `mosaic_`.
 
-A "request" here is one choice: what the engine sees. HTTP requests are counted apart. Knows no HTTP and no engine.
+A "request" here is one choice: what the engine sees. HTTP requests are counted apart. Every sample carries the name
+of the gateway that counted it, so that one scrape can tell of several and sums are true. Knows no HTTP and no engine.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.engine.request import RequestTiming
+from service.engine.distribution import Tally
 from service.engine.stats import EngineInfo, EngineStats
-
-PREFIX = "mosaic_"
+from service.engine_metrics import PREFIX, cumulated, engine_families
 
 # Seconds. Small models answer within a few milliseconds, so that is where the buckets are finest.
 SECONDS = (
@@ -28,6 +28,30 @@ TOKEN_SECONDS = (
 )
 TOKENS = tuple(float(2**power) for power in range(16))
 
+# Refusals that say something of the server, not of the request: there from the start, so that a rate finds a zero.
+_REFUSALS = ("overloaded", "draining", "engine_dead", "internal_error")
+_FINISHES = ("stop", "length", "deadline", "abort", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Where a request's time went, in seconds; together they are its whole time, from the HTTP request's head to the
+    moment its last text was on its way.
+
+    `gateway`: read, checked and tokenized. `queue`, `prefill` and `decode` are the engine's. `stream`: what remains, on
+    the way to the engine and back, turning ids into text and writing to the client.
+    """
+
+    gateway: float
+    queue: float
+    prefill: float
+    decode: float
+    stream: float
+
+    @property
+    def total(self) -> float:
+        return self.gateway + self.queue + self.prefill + self.decode + self.stream
+
 
 class TokenHistogram(Collector):
     """A histogram without labels that is cheap enough to observe at every token. For one thread only."""
@@ -35,94 +59,46 @@ class TokenHistogram(Collector):
     def __init__(self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry) -> None:
         self._name = name
         self._documentation = documentation
-        self._bounds = tuple(buckets)
-        self._counts = [0] * (len(buckets) + 1)
-        self._sum = 0.0
+        self._tally = Tally(buckets)
+        self.observe = self._tally.observe
         registry.register(self)
 
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
     def collect(self) -> Iterator[Metric]:
-        total, buckets = 0, []
-        for bound, count in zip([*map(str, self._bounds), "+Inf"], self._counts, strict=True):
-            total += count
-            buckets.append((bound, total))
-        yield HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=self._sum)
-
-
-class EngineCollector(Collector):
-    """Turns the last snapshots of the engine replicas into metrics. `snapshots` is None while the engine is silent."""
-
-    def __init__(self) -> None:
-        self.snapshots: Sequence[EngineStats] | None = None
-
-    def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily(
-            PREFIX + "engine_up", "Whether the engine answered this scrape.", value=self.snapshots is not None
-        )
-        for name, documentation, attribute in _GAUGES:
-            gauge = GaugeMetricFamily(PREFIX + name, documentation, labels=["replica"])
-            for stats in self.snapshots or ():
-                gauge.add_metric([stats.replica], getattr(stats, attribute))
-            yield gauge
-        for name, documentation, attribute in _COUNTERS:
-            counter = CounterMetricFamily(PREFIX + name, documentation, labels=["replica"])
-            for stats in self.snapshots or ():
-                counter.add_metric([stats.replica], getattr(stats, attribute))
-            yield counter
-        yield self._memory_usage()
-
-    def _memory_usage(self) -> Metric:
-        usage = GaugeMetricFamily(PREFIX + "memory_usage_ratio", "Memory blocks in use, 0 to 1.", labels=["replica"])
-        for stats in self.snapshots or ():
-            used = stats.num_blocks - stats.num_free_blocks
-            usage.add_metric([stats.replica], used / stats.num_blocks if stats.num_blocks else 0.0)
-        return usage
-
-
-_GAUGES = (
-    ("num_requests_running", "Requests being generated.", "num_running"),
-    ("num_requests_waiting", "Requests that wait for their turn.", "num_waiting"),
-    ("num_memory_blocks", "Memory blocks in all.", "num_blocks"),
-    ("num_free_memory_blocks", "Memory blocks that nobody uses.", "num_free_blocks"),
-    ("num_state_slots", "State slots in all.", "num_slots"),
-    ("num_free_state_slots", "State slots that nobody uses.", "num_free_slots"),
-    ("engine_start_up_seconds", "Time the replica took to load.", "start_up_s"),
-)
-_COUNTERS = (
-    ("engine_steps", "Steps of the engine.", "num_steps"),
-    ("engine_prompt_tokens", "Prompt tokens computed, those computed again after a preemption included.",
-     "num_prompt_tokens"),
-    ("engine_generation_tokens", "Tokens sampled.", "num_generated_tokens"),
-    ("num_preemptions", "Times a running request lost its memory to another.", "num_preemptions"),
-    ("engine_aborted", "Requests ended by their client.", "num_aborted"),
-    ("engine_step_seconds", "Time spent in steps.", "step_time_s"),
-    ("engine_forward_seconds", "Time spent in the model.", "forward_time_s"),
-    ("engine_idle_seconds", "Time spent without work.", "idle_time_s"),
-)  # fmt: skip
+        values = self._tally.snapshot()
+        yield HistogramMetricFamily(self._name, self._documentation, buckets=cumulated(values), sum_value=values.total)
 
 
 class GatewayMetrics:
-    """The metrics of one gateway, in a registry of their own. For the event loop's thread only."""
+    """The metrics of one gateway, in a registry of their own. For the event loop's thread only.
 
-    def __init__(self, info: EngineInfo, version: str) -> None:
+    `gateway` is its name, different for each gateway of the same engines.
+    """
+
+    def __init__(self, info: EngineInfo, version: str, gateway: str) -> None:
+        self.gateway = gateway
         self.registry = CollectorRegistry()
-        self._engine = EngineCollector()
-        self.registry.register(self._engine)
         self._declare_http()
         self._declare_requests()
         self._declare_latencies()
+        self._declare_phases()
+        self._start_up = Gauge(
+            PREFIX + "start_up_seconds", "From the launch to the first request taken.", registry=self.registry
+        )
         build = {"version": version, "dtype": info.dtype, "memory_dtype": info.memory_dtype, "device": info.device}
         build |= {"kernel_path": info.kernel_path, "fingerprint": info.fingerprint[:12]}
         labels = list(build)
         Gauge(PREFIX + "build_info", "What runs here; always 1.", labels, registry=self.registry).labels(**build).set(1)
 
-    def render(self, snapshots: Sequence[EngineStats] | None) -> bytes:
-        """All metrics in Prometheus' text format, with `snapshots` of the engine, None where it did not answer."""
-        self._engine.snapshots = snapshots
-        return generate_latest(self.registry)
+    def families(self) -> list[Metric]:
+        """All metrics of this gateway now. They can be pickled and belong to the caller."""
+        families = list(self.registry.collect())
+        for family in families:
+            family.samples = [
+                sample._replace(labels={"gateway": self.gateway, **sample.labels})
+                for sample in family.samples
+                if not sample.name.endswith("_created")
+            ]
+        return families
 
     def http_finished(self, method: str, route: str, status: int, duration_s: float) -> None:
         """One HTTP exchange has ended. `route` is a template, so that clients cannot make up labels."""
@@ -133,18 +109,21 @@ class GatewayMetrics:
         """A completion was refused before it began; `reason` is the error's code."""
         self._rejected.labels(reason).inc()
 
-    def finished(self, reason: str, num_prompt_tokens: int, num_tokens: int, e2e_s: float) -> None:
+    def finished(self, reason: str, num_prompt_tokens: int, num_tokens: int, phases: Phases) -> None:
         """A request has ended, `reason` being a finish reason."""
         self._success.labels(reason).inc()
         self._prompt_length.observe(num_prompt_tokens)
         self._generation_length.observe(num_tokens)
-        self.e2e.observe(e2e_s)
+        self._e2e.observe(phases.total)
+        self._gateway_time.observe(phases.gateway)
+        self._queue_time.observe(phases.queue)
+        self._prefill_time.observe(phases.prefill)
+        self._decode_time.observe(phases.decode)
+        self._stream_time.observe(phases.stream)
 
-    def timed(self, timing: RequestTiming) -> None:
-        """What the engine says of a request's time."""
-        self._queue.observe(timing.queued_s)
-        self._prefill.observe(timing.prefill_s)
-        self._decode.observe(timing.decode_s)
+    def started(self, seconds: float) -> None:
+        """The server is ready, so many seconds after it was launched."""
+        self._start_up.set(seconds)
 
     def _declare_http(self) -> None:
         self._http_requests = Counter(
@@ -159,15 +138,20 @@ class GatewayMetrics:
             ["reason"],
             registry=self.registry,
         )
+        for reason in _REFUSALS:
+            self._rejected.labels(reason)
 
     def _declare_requests(self) -> None:
+        self.in_flight = Gauge(
+            PREFIX + "num_completions_in_flight", "Completions accepted and not yet answered.", registry=self.registry
+        )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens received from the engine.")
         self.cancelled = self._counter("requests_cancelled", "Completions whose client went away.")
         self._success = Counter(
             PREFIX + "request_success", "Requests that ended, by reason.", ["finished_reason"], registry=self.registry
         )
-        for reason in ("stop", "length", "deadline", "abort", "error"):
+        for reason in _FINISHES:
             self._success.labels(reason)
         self._prompt_length = self._histogram("request_prompt_tokens", "Prompt length.", buckets=TOKENS)
         self._generation_length = self._histogram("request_generation_tokens", "Tokens generated.", buckets=TOKENS)
@@ -185,10 +169,20 @@ class GatewayMetrics:
             "Mean time of a request's tokens after the first.",
             buckets=TOKEN_SECONDS,
         )
-        self.e2e = self._histogram("e2e_request_latency_seconds", "From the HTTP request's head to the last token.")
-        self._queue = self._histogram("request_queue_time_seconds", "Time waiting for the engine.")
-        self._prefill = self._histogram("request_prefill_time_seconds", "Time from the queue to the first token.")
-        self._decode = self._histogram("request_decode_time_seconds", "Time from the first token to the last.")
+        self._e2e = self._histogram(
+            "e2e_request_latency_seconds", "From the HTTP request's head until its last text is on its way."
+        )
+
+    def _declare_phases(self) -> None:
+        self._gateway_time = self._histogram(
+            "request_gateway_time_seconds", "From the HTTP request's head until the engine is asked."
+        )
+        self._queue_time = self._histogram("request_queue_time_seconds", "Time waiting in the engine.")
+        self._prefill_time = self._histogram("request_prefill_time_seconds", "Time from the queue to the first token.")
+        self._decode_time = self._histogram("request_decode_time_seconds", "Time from the first token to the last.")
+        self._stream_time = self._histogram(
+            "request_stream_time_seconds", "All other time: the way to the engine and back, and writing to the client."
+        )
 
     def _counter(self, name: str, documentation: str) -> Counter:
         return Counter(PREFIX + name, documentation, registry=self.registry)
@@ -197,3 +191,31 @@ class GatewayMetrics:
         self, name: str, documentation: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS
     ) -> Histogram:
         return Histogram(PREFIX + name, documentation, labels, buckets=buckets, registry=self.registry)
+
+
+def render(gateways: Iterable[Sequence[Metric]], snapshots: Sequence[EngineStats] | None) -> bytes:
+    """Everything in Prometheus' text format: what each gateway measured, and `snapshots` of the engine replicas, None
+    where the engine did not answer.
+    """
+    return generate_latest(Families([*merged(gateways), *engine_families(snapshots)]))
+
+
+def merged(gateways: Iterable[Sequence[Metric]]) -> list[Metric]:
+    """The metrics of several gateways as one list of families. Adds to the families of the first."""
+    families: dict[str, Metric] = {}
+    for gateway in gateways:
+        for family in gateway:
+            known = families.setdefault(family.name, family)
+            if known is not family:
+                known.samples += family.samples
+    return list(families.values())
+
+
+class Families(Collector):
+    """Metrics as they are, for whoever wants a collector."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._families)

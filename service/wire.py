@@ -61,8 +61,9 @@ Item = Hello | StepMessage | Verdict
 
 
 def pack(output: RequestOutput) -> PackedOutput:
-    """`output` as a tuple where it has nothing but tokens, as nearly all have."""
-    if output.finish_reason is not None or output.prompt_logprobs is not None or output.num_cached_tokens:
+    """`output` as a tuple where it has nothing but tokens, as nearly all after the first have."""
+    is_more = output.finish_reason is not None or output.timing is not None or output.prompt_logprobs is not None
+    if is_more or output.num_cached_tokens:
         return output
     if not output.logprobs:
         return output.request_id, output.new_token_ids
@@ -90,7 +91,7 @@ def merge(first: RequestOutput | None, then: RequestOutput) -> RequestOutput:
         then.finish_reason,
         then.stop_token_id,
         then.error,
-        then.timing,
+        then.timing or first.timing,
         first.logprobs + then.logprobs,
         first.prompt_logprobs if then.prompt_logprobs is None else then.prompt_logprobs,
         first.num_cached_tokens or then.num_cached_tokens,

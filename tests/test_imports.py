@@ -27,15 +27,9 @@ NEVER = {
     "loadtests": {"model", "service", "torch", "ray"},
 }
 STDLIB_ONLY = (
-    "request",
-    "stats",
-    "errors",
-    "block_manager",
-    "scheduler",
-    "sequence",
-    "waiting_queue",
-    "admission",
-    "drain_rate",
+    *("request", "stats", "distribution", "meter", "errors"),
+    *("block_manager", "scheduler", "sequence", "waiting_queue"),
+    *("admission", "drain_rate"),
 )
 # The composition root of Ray, and what it owns.
 MAY_IMPORT_RAY = ("service.deployment", "service.ray")

@@ -38,13 +38,13 @@ class AsyncEngine:
         *,
         stall_timeout_s: float = 60.0,
         replica: str = "0",
-        start_up_s: float = 0.0,
+        start_up: tuple[tuple[str, float], ...] = (),
     ) -> None:
         self.info = info
         self._engine = engine
         self._stall_timeout_s = stall_timeout_s
         self._replica = replica
-        self._start_up_s = start_up_s
+        self._start_up = start_up
         self._listeners: dict[str, Listener] = {}
         self._inbox: deque[Request | str] = deque()
         self._wake = threading.Condition()
@@ -98,7 +98,11 @@ class AsyncEngine:
 
     def stats(self) -> EngineStats:
         """Counters and gauges of this moment."""
-        stats = self._engine.stats(self._replica, idle_time_s=self._idle_time_s, start_up_s=self._start_up_s)
+        # Copying a deque runs no Python code, so no other thread gets between.
+        posted_keys = [message.key_id for message in tuple(self._inbox) if isinstance(message, Request)]
+        stats = self._engine.stats(
+            self._replica, posted_keys=posted_keys, idle_time_s=self._idle_time_s, start_up=self._start_up
+        )
         return replace(stats, seconds_per_request=self._admission.seconds_per_request)
 
     async def close(self) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Protocol
 
+from service.engine.meter import StepMeter, StepRecord, num_prompt_tokens
 from service.engine.request import Request, RequestOutput
 from service.engine.scheduler import Scheduler, SchedulerOutput, StepOutput
 from service.engine.stats import EngineStats
@@ -23,12 +25,8 @@ class Engine:
     def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
         self.scheduler = scheduler
         self.runner = runner
-        self.num_steps = 0
-        self.num_prompt_tokens = 0
-        self.num_generated_tokens = 0
+        self.meter = StepMeter()
         self.num_aborted = 0
-        self.step_time_s = 0.0
-        self.forward_time_s = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -41,7 +39,6 @@ class Engine:
     def add_request(self, request: Request) -> None:
         """Queues `request`. Raises RequestRejectedError when it could never run here."""
         self.scheduler.add(request)
-        self.num_prompt_tokens += len(request.prompt_token_ids)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request at once; None when it is not here (any more)."""
@@ -51,46 +48,65 @@ class Engine:
 
     def step(self) -> list[RequestOutput]:
         """Plans, executes and books one step. A request's last output `is_finished`."""
-        started_s = time.perf_counter()
-        expired = self.scheduler.expire()
-        plan = self.scheduler.schedule()
+        scheduler = self.scheduler
+        started_s = time.monotonic()
+        expired = scheduler.expire()
+        plan = scheduler.schedule()
         if not plan.scheduled:
             return expired
-        planned_s = time.perf_counter()
+        planned_s = time.monotonic()
         result = self.runner.execute(plan)
-        executed_s = time.perf_counter()
-        outputs = self.scheduler.update_from_output(plan, result)
-        self.num_steps += 1
-        self.num_generated_tokens += sum(len(output.new_token_ids) for output in outputs)
-        self.forward_time_s += executed_s - planned_s
-        self.step_time_s += time.perf_counter() - started_s
+        executed_s = time.monotonic()
+        outputs = scheduler.update_from_output(plan, result)
+        step = StepRecord(
+            *(started_s, planned_s, executed_s, time.monotonic()),
+            *(len(plan.scheduled), plan.num_tokens, num_prompt_tokens(plan)),
+            *(len(scheduler.running), len(scheduler.waiting), scheduler.blocks.num_free_blocks),
+        )
+        self.meter.record(step, outputs)
         return expired + outputs
 
-    def stats(self, replica: str, *, idle_time_s: float = 0.0, start_up_s: float = 0.0) -> EngineStats:
-        """A snapshot; exact between steps, within one step of the truth from another thread."""
-        scheduler, blocks = self.scheduler, self.scheduler.blocks
+    def stats(
+        self,
+        replica: str,
+        *,
+        posted_keys: Sequence[str] = (),
+        idle_time_s: float = 0.0,
+        start_up: tuple[tuple[str, float], ...] = (),
+    ) -> EngineStats:
+        """A snapshot; exact between steps, within one step of the truth from another thread.
+
+        `posted_keys` are those of requests on their way to this engine: they wait, too.
+        """
+        scheduler, blocks, meter = self.scheduler, self.scheduler.blocks, self.meter
         return EngineStats(
             replica=replica,
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_waiting=len(scheduler.waiting) + len(posted_keys),
             num_blocks=blocks.num_blocks,
             num_free_blocks=blocks.num_free_blocks,
             num_slots=blocks.num_slots,
             num_free_slots=blocks.num_free_slots,
-            num_steps=self.num_steps,
-            num_prompt_tokens=self.num_prompt_tokens,
-            num_generated_tokens=self.num_generated_tokens,
+            num_steps=meter.num_steps,
+            num_prompt_tokens=meter.num_prompt_tokens,
+            num_generated_tokens=meter.num_generated_tokens,
             num_preemptions=scheduler.num_preemptions,
+            num_resumptions=scheduler.num_resumptions,
             num_aborted=self.num_aborted,
-            step_time_s=self.step_time_s,
-            forward_time_s=self.forward_time_s,
+            step_time_s=meter.step_time_s,
+            forward_time_s=meter.forward_time_s,
             idle_time_s=idle_time_s,
-            start_up_s=start_up_s,
-            by_key=self._by_key(),
+            start_up=start_up,
+            by_key=self._by_key(posted_keys),
+            decode_steps_s=meter.decode_steps_s.snapshot(),
+            prefill_steps_s=meter.prefill_steps_s.snapshot(),
+            batch_sizes=meter.batch_sizes.snapshot(),
+            step_tokens=meter.step_tokens.snapshot(),
         )
 
-    def _by_key(self) -> tuple[tuple[str, int, int], ...]:
+    def _by_key(self, posted_keys: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
         # Copying a list runs no Python code, so that the stepping thread cannot get between.
         running = Counter(sequence.request.key_id for sequence in list(self.scheduler.running))
-        accounts = [account for account in self.scheduler.waiting.accounts if account.key_id and account.num_live]
-        return tuple((a.key_id, running[a.key_id], max(a.num_live - running[a.key_id], 0)) for a in accounts)
+        live = Counter({account.key_id: account.num_live for account in self.scheduler.waiting.accounts})
+        live.update(posted_keys)
+        return tuple((key, running[key], max(live[key] - running[key], 0)) for key in live if key and live[key])

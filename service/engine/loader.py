@@ -29,15 +29,17 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     Raises FileNotFoundError or ValueError for a missing or unusable checkpoint or device, MemoryError when the cache
     does not fit.
     """
-    started_s = time.monotonic()
+    watch = _StopWatch()
     num_threads = config.num_threads or len(os.sched_getaffinity(0))
     dtype, memory_dtype = resolve_dtypes(config)
     model = load_model(Path(config.model_dir), device=config.device, dtype=dtype)
+    watch.lap("weights")
     state_dtype = torch.float64 if dtype is torch.float64 else torch.float32
     if isinstance(model.config, MosaicV2Config):
         raise ValueError(f"{model.config.architecture} cannot be served yet")  # noqa: TRY004
     memory = plan_memory(config, model.config, memory_dtype, state_dtype)
     kernel = make_kernel(model, kernel_path_of(config, model.config), num_threads=num_threads)
+    watch.lap("kernel")
     # Beside kernels with threads of their own torch only samples: its threads, spinning, would take their cores.
     torch.set_num_threads(num_threads if isinstance(kernel, TorchKernel) else 1)
     cache = MemoryCache(
@@ -50,6 +52,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         state_dtype=state_dtype,
         keys_by_dimension=kernel.keys_by_dimension,
     )
+    watch.lap("memory")
     scheduler = Scheduler(
         SchedulerConfig(
             max_num_seqs=config.max_num_seqs,
@@ -80,8 +83,21 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         info,
         stall_timeout_s=config.stall_timeout_s,
         replica=replica,
-        start_up_s=time.monotonic() - started_s,
+        start_up=tuple(watch.laps),
     )
+
+
+class _StopWatch:
+    """How long each of several things took that were done one after the other."""
+
+    def __init__(self) -> None:
+        self.laps: list[tuple[str, float]] = []
+        self._last_s = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now_s = time.monotonic()
+        self.laps.append((name, now_s - self._last_s))
+        self._last_s = now_s
 
 
 def kernel_path_of(config: EngineConfig, model: NetworkConfig) -> str:

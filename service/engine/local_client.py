@@ -36,7 +36,7 @@ class LocalEngineClient:
     async def health(self) -> EngineHealth:
         return self._engine.health()
 
-    async def stats(self) -> list[EngineStats]:
+    async def stats(self, *, max_age_s: float = 0.0) -> list[EngineStats]:  # noqa: ARG002 - it costs nothing to ask
         return [self._engine.stats()]
 
     async def close(self) -> None:

@@ -112,7 +112,9 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class RequestTiming:
-    """Where the time went, in seconds on the engine's clock."""
+    """Where the time went, in seconds on the engine's clock: from arrival to the first place in a step, from there to
+    the first token, from there to now. What a preemption costs later is part of decoding.
+    """
 
     queued_s: float
     prefill_s: float
@@ -124,9 +126,9 @@ class RequestOutput:
     """What one engine step produced for one request.
 
     `new_token_ids` includes the stop token, if one ended the request; `stop_token_id` names it. `error` is set with
-    `FinishReason.ERROR` alone. `timing` comes with the terminal output. `logprobs` has one entry per new token where
-    they were asked for; `prompt_logprobs`, one per prompt token after the first, comes with the first output, as does
-    `num_cached_tokens`, how many prompt tokens were found absorbed already.
+    `FinishReason.ERROR` alone. `timing` comes with the first output and with the terminal one. `logprobs` has one entry
+    per new token where they were asked for; `prompt_logprobs`, one per prompt token after the first, comes with the
+    first output, as does `num_cached_tokens`, how many prompt tokens were found absorbed already.
     """
 
     request_id: str

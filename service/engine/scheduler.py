@@ -83,6 +83,7 @@ class Scheduler:
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_resumptions = 0
         self._clock = clock
         self._timed: dict[str, Sequence] = {}
         # Free blocks that admission leaves alone, so that a newcomer does not at once preempt or get preempted.
@@ -175,6 +176,7 @@ class Scheduler:
         victim.prompt_logprobs.clear()
         victim.status = RequestStatus.WAITING
         self.waiting.put_back(victim)
+        victim.num_preemptions += 1
         self.num_preemptions += 1
         return victim
 
@@ -192,6 +194,8 @@ class Scheduler:
                 sequence.first_scheduled_s = self._clock()
                 # At once, before the next is chosen. What a preemption makes absorb again is not charged again.
                 self.waiting.charge(sequence, sequence.num_uncomputed_tokens)
+            else:
+                self.num_resumptions += 1
             self.running.append(sequence)
             budget -= _append_chunk(scheduled, sequence, budget)
 
@@ -213,11 +217,15 @@ class Scheduler:
         prompt_logprobs = sequence.take_prompt_logprobs()
         if sequence.request.sampling.max_tokens == 0:  # only the prompt was of interest
             return replace(self._finish(sequence, FinishReason.LENGTH), prompt_logprobs=prompt_logprobs)
+        is_first = sequence.first_token_s is None
         sequence.append(token_id, now_s, self.config.eos_token_id)
         self.waiting.charge(sequence, 1)
         ids, logprobs = (token_id,), () if logprob is None else (logprob,)
         if sequence.finish_reason is None:
-            return RequestOutput(sequence.request_id, ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+            timing = sequence.timing(now_s) if is_first else None
+            return RequestOutput(
+                sequence.request_id, ids, timing=timing, logprobs=logprobs, prompt_logprobs=prompt_logprobs
+            )
         output = self._finish(sequence, sequence.finish_reason)
         return replace(output, new_token_ids=ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
 

@@ -29,6 +29,7 @@ class Sequence:
         "first_scheduled_s",
         "first_token_s",
         "num_computed_tokens",
+        "num_preemptions",
         "place",
         "prompt_logprobs",
         "request",
@@ -44,6 +45,7 @@ class Sequence:
         self.status = RequestStatus.WAITING
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.output_token_ids]
         self.num_computed_tokens = 0
+        self.num_preemptions = 0
         self.block_table: list[int] = []
         self.slot: int | None = None
         self.place = (0, 0)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service.engine.distribution import NOTHING, Distribution
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot of one replica. Times are seconds; counters only ever grow while the replica lives.
 
-    `by_key` is, for each key that has any, its id, its running and its waiting requests. `seconds_per_request` is how
-    long it takes, while there is work, until one more request has ended.
+    `num_prompt_tokens` counts prompt tokens computed, those computed again after a preemption included.
+    `num_resumptions` counts the times a request that had been preempted got memory again. Steps that absorb more than
+    one token of any sequence are `prefill_steps_s`, all others `decode_steps_s`. `start_up` is how long each phase of
+    loading took. `by_key` is, for each key that has any, its id, its running and its
+    waiting requests. `seconds_per_request` is how long it takes, while there is work, until one more request has ended.
     """
 
     replica: str
@@ -24,13 +29,18 @@ class EngineStats:
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_preemptions: int = 0
+    num_resumptions: int = 0
     num_aborted: int = 0
     step_time_s: float = 0.0
     forward_time_s: float = 0.0
     idle_time_s: float = 0.0
-    start_up_s: float = 0.0
+    start_up: tuple[tuple[str, float], ...] = ()
     by_key: tuple[tuple[str, int, int], ...] = ()
     seconds_per_request: float = 1.0
+    decode_steps_s: Distribution = NOTHING
+    prefill_steps_s: Distribution = NOTHING
+    batch_sizes: Distribution = NOTHING
+    step_tokens: Distribution = NOTHING
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from service.gateway.drain import Drain
 from service.gateway.errors import ApiError, to_api_error
 from service.gateway.gateway import Gateway
 from service.gateway.observer import Observer
+from service.gateway.peers import NoPeers, Peers
 from service.gateway.playground import playground_router
 from service.gateway.responses import error_response
 from service.gateway.served_model import ServedModel
@@ -23,18 +24,24 @@ from service.metrics import GatewayMetrics
 from service.version import package_version
 
 
-def create_app(engine: EngineClient, served: ServedModel, settings: GatewaySettings | None = None) -> FastAPI:
+def create_app(
+    engine: EngineClient,
+    served: ServedModel,
+    settings: GatewaySettings | None = None,
+    peers: Peers | None = None,
+) -> FastAPI:
     """The gateway as an ASGI application. `app.state.gateway` is its `Gateway`, `app.state.drain` its `Drain`.
 
-    Neither starts nor closes `engine`.
+    Neither starts nor closes `engine`. `peers` are the other gateways that listen at the same address.
     """
     settings = settings or GatewaySettings()
     version = package_version()
     drain = Drain(settings.drain_retry_after_s, settings.drain_grace_s)
-    metrics = GatewayMetrics(served.info, version)
+    metrics = GatewayMetrics(served.info, version, settings.name)
+    metrics.in_flight.set_function(lambda: drain.num_in_flight)
     # The documentation pages would load scripts from elsewhere; the document itself stays.
     app = FastAPI(title="Tessera", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.gateway = Gateway(engine, served, settings, metrics, drain, version)
+    app.state.gateway = Gateway(engine, served, settings, metrics, drain, peers or NoPeers(), version)
     app.state.drain = drain
     for kind in (ApiError, EngineError, HTTPException):
         app.add_exception_handler(kind, _answer_error)

@@ -29,8 +29,8 @@ class EngineClient(Protocol):
         """Tied to step progress: red when the engine died or is stuck with work queued."""
         ...
 
-    async def stats(self) -> Sequence[EngineStats]:
-        """One snapshot per replica."""
+    async def stats(self, *, max_age_s: float = 0.0) -> Sequence[EngineStats]:
+        """One snapshot per replica, taken at most `max_age_s` ago where that spares asking."""
         ...
 
     async def close(self) -> None:

@@ -101,6 +101,7 @@ class CompletionResponse(Response):
                 if deltas:
                     body = b"".join([encode(delta) for delta in deltas])
                     await send({"type": "http.response.body", "body": body, "more_body": True})
+                    run.delivered()
                 deltas = await run.next()
             last = b"".join([encode(delta) for delta in deltas]) + self._ending(run)
         except ClientGoneError:
@@ -126,6 +127,7 @@ class CompletionResponse(Response):
         """Leaves behind counts and log fields however the run ends. A client that went away is no error."""
         try:
             yield
+            run.delivered()
         except ClientGoneError:
             self._gateway.metrics.cancelled.inc()
             run.settle(FinishReason.ABORT)

@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from service.gateway.client import EngineClient
 from service.gateway.drain import Drain
+from service.gateway.peers import Peers
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
 from service.metrics import GatewayMetrics
@@ -22,6 +23,7 @@ class Gateway:
     settings: GatewaySettings
     metrics: GatewayMetrics
     drain: Drain
+    peers: Peers
     version: str
 
 

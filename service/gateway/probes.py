@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from service.engine.stats import EngineHealth, EngineStats
+from service.engine.stats import EngineHealth
 from service.gateway.errors import ApiError
 from service.gateway.gateway import Gateway, gateway_of
 from service.gateway.openapi import errors
 from service.gateway.responses import json_response
 from service.gateway.schema import HealthResponse, ProbeResponse, VersionResponse
+from service.gateway.survey import survey
+from service.metrics import render
 
 logger = logging.getLogger(__name__)
 router = APIRouter()
@@ -59,10 +60,9 @@ async def version(request: Request) -> Response:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(500)},
 )
 async def metrics(request: Request) -> Response:
-    """All metrics, for Prometheus."""
-    gateway = gateway_of(request)
-    text = gateway.metrics.render(await _stats(gateway))
-    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+    """All metrics, for Prometheus: of every gateway and every engine replica, whichever gateway answers."""
+    found = await survey(gateway_of(request))
+    return Response(render(found.gateways, found.replicas), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _health(gateway: Gateway) -> EngineHealth:
@@ -75,15 +75,6 @@ async def _health(gateway: Gateway) -> EngineHealth:
     except Exception:
         logger.exception("the engine's health could not be asked")
         return EngineHealth(False, "the engine cannot be reached")
-
-
-async def _stats(gateway: Gateway) -> Sequence[EngineStats] | None:
-    try:
-        async with asyncio.timeout(gateway.settings.stats_timeout_s):
-            return await gateway.engine.stats()
-    except Exception as error:  # A scrape must not fail with the engine: its silence is a metric.
-        logger.warning("the engine's statistics could not be asked: %r", error)
-        return None
 
 
 def _require_healthy(report: EngineHealth) -> None:

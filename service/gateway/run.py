@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 
 from model.tokenizer import Tokenizer
-from service.engine.request import FinishReason
+from service.engine.request import FinishReason, RequestTiming
 from service.gateway.choice import Choice, Delta
 from service.gateway.errors import GenerationFailedError
 from service.gateway.merge import Arrival, OutputMerge
 from service.gateway.plan import CompletionPlan
-from service.metrics import GatewayMetrics
+from service.metrics import GatewayMetrics, Phases
 
 logger = logging.getLogger(__name__)
 
 
 class _Progress:
-    """When a choice's tokens came, on the clock of `time.perf_counter`."""
+    """When a choice's tokens came, on the clock of `time.perf_counter`, and what the engine said of its time."""
 
-    __slots__ = ("first_s", "last_s")
+    __slots__ = ("first_s", "is_timed_to_end", "last_s", "timing")
 
     def __init__(self) -> None:
         self.first_s: float | None = None
         self.last_s = 0.0
+        self.timing = RequestTiming(0.0, 0.0, 0.0)
+        self.is_timed_to_end = False
+
+    @property
+    def decode_s(self) -> float:
+        """The engine's own measure where the engine ended the choice; where we did, the same as seen from here."""
+        if self.is_timed_to_end or self.first_s is None:
+            return self.timing.decode_s
+        return self.last_s - self.first_s
 
 
 class CompletionRun:
@@ -44,9 +54,11 @@ class CompletionRun:
         self._merge = merge
         self._metrics = metrics
         self._started_s = started_s
+        self._submitted_s = time.perf_counter()
         self._choices = [Choice(i, request, tokenizer, plan.stops) for i, request in enumerate(plan.requests)]
         self._progress = [_Progress() for _ in plan.requests]
         self._num_unfinished = len(plan.requests)
+        self._undelivered: list[Choice] = []
         self._is_accepted = False
 
     @property
@@ -68,7 +80,11 @@ class CompletionRun:
         }
         firsts = [progress.first_s for progress in self._progress if progress.first_s is not None]
         if firsts:
-            fields["ttft_ms"] = round((min(firsts) - self._started_s) * 1000, 1)
+            fields["ttft_ms"] = _ms(min(firsts) - self._started_s)
+            slowest = max(self._progress, key=lambda progress: progress.last_s)
+            fields["queue_ms"] = _ms(slowest.timing.queued_s)
+            fields["prefill_ms"] = _ms(slowest.timing.prefill_s)
+            fields["decode_ms"] = _ms(slowest.decode_s)
         return fields
 
     async def next(self) -> list[Delta]:
@@ -89,8 +105,16 @@ class CompletionRun:
         self._metrics.generation_tokens.inc(num_tokens)
         return [delta for choice in touched.values() if (delta := choice.take()) is not None]
 
+    def delivered(self) -> None:
+        """All that `next` gave so far is on its way to the client: counts the choices that have ended with it."""
+        for choice in self._undelivered:
+            assert choice.finish_reason is not None
+            self._count(choice, choice.finish_reason)
+        self._undelivered.clear()
+
     def settle(self, reason: FinishReason) -> None:
         """Counts the choices that did not finish, for `reason`, if the engine ever accepted them."""
+        self.delivered()
         if not self._is_accepted:
             return
         for choice in self._choices:
@@ -104,9 +128,12 @@ class CompletionRun:
             self._metrics.prompt_tokens.inc(self._plan.num_prompt_tokens)
 
     def _feed(self, choice: Choice, arrival: Arrival) -> None:
-        output = arrival.output
+        output, progress = arrival.output, self._progress[arrival.stream_index]
         if output.new_token_ids:
-            self._clock(self._progress[arrival.stream_index], arrival.at_s)
+            self._clock(progress, arrival.at_s)
+        if output.timing is not None:
+            progress.timing = output.timing
+            progress.is_timed_to_end = output.is_finished
         try:
             choice.feed(output)
         except GenerationFailedError:
@@ -116,10 +143,7 @@ class CompletionRun:
             if not output.is_finished:
                 self._merge.drop(arrival.stream_index)
             self._num_unfinished -= 1
-            assert choice.finish_reason is not None
-            self._count(choice, choice.finish_reason)
-            if output.timing is not None:
-                self._metrics.timed(output.timing)
+            self._undelivered.append(choice)
 
     def _clock(self, progress: _Progress, at_s: float) -> None:
         if progress.first_s is None:
@@ -132,10 +156,19 @@ class CompletionRun:
     def _count(self, choice: Choice, reason: FinishReason) -> None:
         progress = self._progress[choice.index]
         num_prompt_tokens = len(self._plan.requests[choice.index].prompt_token_ids)
-        e2e_s = max(progress.last_s - self._started_s, 0.0)
-        self._metrics.finished(reason, num_prompt_tokens, choice.num_tokens, e2e_s)
+        phases = self._phases(progress, time.perf_counter())
+        self._metrics.finished(reason, num_prompt_tokens, choice.num_tokens, phases)
         if progress.first_s is not None and choice.num_tokens > 1:
             self._metrics.tpot.observe((progress.last_s - progress.first_s) / (choice.num_tokens - 1))
+
+    def _phases(self, progress: _Progress, now_s: float) -> Phases:
+        queue_s, prefill_s, decode_s = progress.timing.queued_s, progress.timing.prefill_s, progress.decode_s
+        elsewhere_s = now_s - self._submitted_s - queue_s - prefill_s - decode_s
+        return Phases(self._submitted_s - self._started_s, queue_s, prefill_s, decode_s, max(elsewhere_s, 0.0))
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
 
 
 def whole_choices(deltas: Sequence[Delta], num_choices: int) -> list[Delta]:

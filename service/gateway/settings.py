@@ -10,9 +10,10 @@ class GatewaySettings:
     """Sizes are bytes, characters or counts as named; `*_s` are seconds.
 
     `cors_origins` empty means that no other web site may call this server from a browser. `threaded_chars` is the
-    length of prompt text from which tokenizing leaves the event loop.
+    length of prompt text from which tokenizing leaves the event loop. `name` tells gateways of the same engines apart.
     """
 
+    name: str = "0"
     max_body_bytes: int = 4 * 1024 * 1024
     body_timeout_s: float = 30.0
     max_prompts: int = 128

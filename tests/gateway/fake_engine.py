@@ -134,7 +134,7 @@ class FakeEngine:
         assert self.health_report is not None
         return self.health_report
 
-    async def stats(self) -> Sequence[EngineStats]:
+    async def stats(self, *, max_age_s: float = 0.0) -> Sequence[EngineStats]:
         if isinstance(self.snapshots, Exception):
             raise self.snapshots
         return self.snapshots

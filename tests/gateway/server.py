@@ -18,6 +18,7 @@ from model.tokenizer import Tokenizer
 from service.engine.stats import EngineInfo
 from service.gateway.app import create_app
 from service.gateway.client import EngineClient
+from service.gateway.peers import Peers
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
 from tests.gateway.fake_engine import INFO
@@ -35,8 +36,14 @@ def served_model(info: EngineInfo = INFO, tokenizer: Tokenizer | None = None) ->
 class GatewayServer:
     """Context manager: serves on a free port of 127.0.0.1 while inside."""
 
-    def __init__(self, engine: EngineClient, served: ServedModel, settings: GatewaySettings | None = None) -> None:
-        self.app: FastAPI = create_app(engine, served, settings)
+    def __init__(
+        self,
+        engine: EngineClient,
+        served: ServedModel,
+        settings: GatewaySettings | None = None,
+        peers: Peers | None = None,
+    ) -> None:
+        self.app: FastAPI = create_app(engine, served, settings, peers)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

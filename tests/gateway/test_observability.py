@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
 
 import httpx
 import pytest
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.tokenizer import Tokenizer
+from service.engine.distribution import Distribution
 from service.engine.errors import EngineOverloadedError
 from service.engine.request import FinishReason
 from service.engine.stats import EngineStats
-from service.metrics import SECONDS, TOKEN_SECONDS
+from service.gateway.settings import GatewaySettings
+from service.metrics import SECONDS, TOKEN_SECONDS, GatewayMetrics
 from tests.gateway.events import stream_chunks
-from tests.gateway.fake_engine import FakeEngine, hang, say, steps
+from tests.gateway.fake_engine import INFO, FakeEngine, hang, say, steps
 from tests.gateway.server import GatewayServer, served_model, wait_until
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 class Scrape:
-    """The samples of a scrape, by name and labels."""
+    """The samples of a scrape, by name and labels; which gateway tells of them is left out."""
 
     def __init__(self, client: httpx.Client) -> None:
         answer = client.get("/metrics")
@@ -32,7 +36,7 @@ class Scrape:
         assert all(family.name.startswith("mosaic_") for family in families)
         self.names = {family.name for family in families}
         self._samples: Samples = {
-            (sample.name, frozenset(sample.labels.items())): sample.value
+            (sample.name, frozenset(item for item in sample.labels.items() if item[0] != "gateway")): sample.value
             for family in families
             for sample in family.samples
         }
@@ -82,6 +86,10 @@ def test_requests_are_counted_and_timed(fresh: httpx.Client, engine: FakeEngine)
     ):
         assert scrape.value(f"{name}_count") == count, name
     assert scrape.value("request_prefill_time_seconds_sum") == pytest.approx(0.006)
+    phases = ("gateway", "queue", "prefill", "decode", "stream")
+    assert sum(scrape.value(f"request_{phase}_time_seconds_sum") for phase in phases) == pytest.approx(
+        scrape.value("e2e_request_latency_seconds_sum")
+    )
     assert scrape.value("request_generation_tokens_sum") == 10
     # Two choices of four tokens 20 ms apart, as exact as timers are; one that took next to nothing.
     assert 0.035 <= scrape.value("time_to_first_token_seconds_sum") <= 2 * took_s
@@ -133,18 +141,77 @@ def test_clients_cannot_make_up_labels(fresh: httpx.Client) -> None:
 
 def test_replicas_are_asked_at_every_scrape(client: httpx.Client, engine: FakeEngine) -> None:
     engine.snapshots = [
-        EngineStats("a", num_running=3, num_waiting=2, num_blocks=10, num_free_blocks=4, num_steps=7),
-        EngineStats("b", num_preemptions=5, step_time_s=1.5),
+        EngineStats(
+            "a",
+            num_running=3,
+            num_waiting=2,
+            num_blocks=10,
+            num_free_blocks=4,
+            num_slots=4,
+            num_steps=7,
+            by_key=(("ann", 1, 2),),
+        ),
+        EngineStats(
+            "b",
+            num_preemptions=5,
+            step_time_s=1.5,
+            start_up=(("weights", 0.5), ("kernel", 0.25)),
+            prefill_steps_s=Distribution((0.001, 0.002), (3, 0, 1), 0.5),
+        ),
     ]
     scrape = Scrape(client)
     assert scrape.value("engine_up") == 1
+    assert scrape.value("num_engine_replicas") == 2
     assert scrape.value("num_requests_running", replica="a") == 3
     assert scrape.value("num_requests_waiting", replica="a") == 2
+    assert scrape.value("queue_depth", replica="a", key="ann") == 2
     assert scrape.value("memory_usage_ratio", replica="a") == pytest.approx(0.6)
     assert scrape.value("memory_usage_ratio", replica="b") == 0
+    assert scrape.value("memory_blocks", replica="a", state="used") == 6
+    assert scrape.value("memory_blocks", replica="a", state="free") == 4
+    assert scrape.value("state_slots", replica="a", state="used") == 4
     assert scrape.value("engine_steps_total", replica="a") == 7
     assert scrape.value("num_preemptions_total", replica="b") == 5
     assert scrape.value("engine_step_seconds_total", replica="b") == 1.5
+    assert scrape.value("engine_start_up_seconds", replica="b", phase="kernel") == 0.25
+    steps = {"replica": "b", "kind": "prefill"}
+    assert scrape.value("engine_step_duration_seconds_bucket", **steps, le="0.001") == 3
+    assert scrape.value("engine_step_duration_seconds_bucket", **steps, le="0.002") == 3
+    assert scrape.value("engine_step_duration_seconds_bucket", **steps, le="+Inf") == 4
+    assert scrape.value("engine_step_duration_seconds_count", **steps) == 4
+    assert scrape.value("engine_step_duration_seconds_sum", **steps) == 0.5
+
+
+class _OnePeer:
+    """Another gateway, which has counted a few things."""
+
+    def __init__(self) -> None:
+        self.metrics = GatewayMetrics(INFO, "1", "other")
+        self.metrics.generation_tokens.inc(100)
+        self.is_silent = False
+
+    async def families(self) -> list[list[Metric]]:
+        if self.is_silent:
+            raise TimeoutError
+        return pickle.loads(pickle.dumps([self.metrics.families()]))
+
+
+def test_any_gateway_answers_for_all(engine: FakeEngine, tokenizer: Tokenizer) -> None:
+    peer = _OnePeer()
+    served, settings = served_model(tokenizer=tokenizer), GatewaySettings(name="this")
+    with (
+        GatewayServer(engine, served, settings, peer) as server,
+        httpx.Client(base_url=server.url, timeout=5) as client,
+    ):
+        client.post("/v1/completions", json={"prompt": [1], "max_tokens": 1})
+        lines = client.get("/metrics").text.splitlines()
+        assert 'mosaic_generation_tokens_total{gateway="this"} 1.0' in lines
+        assert 'mosaic_generation_tokens_total{gateway="other"} 100.0' in lines
+        assert lines.count("# TYPE mosaic_generation_tokens_total counter") == 1
+        assert len([line for line in lines if line.startswith("mosaic_num_requests_running{")]) == 1
+        peer.is_silent = True
+        lines = client.get("/metrics").text.splitlines()
+        assert 'mosaic_generation_tokens_total{gateway="this"} 1.0' in lines
 
 
 def test_a_scrape_survives_its_engine(client: httpx.Client, engine: FakeEngine) -> None:

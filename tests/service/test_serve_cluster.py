@@ -127,19 +127,39 @@ def test_errors_keep_their_shape_behind_the_proxy(client: httpx.Client) -> None:
     assert client.get("/nowhere").json()["error"]["type"] == "invalid_request_error"
 
 
-def test_a_client_that_goes_away_frees_the_engine(client: httpx.Client) -> None:
-    def metric(name: str) -> float:
-        lines = client.get("/metrics").text.splitlines()
-        return next(float(line.split()[-1]) for line in lines if line.startswith(f"mosaic_{name}{{"))
+def samples(client: httpx.Client) -> dict[str, list[float]]:
+    """The values of each metric, whatever its labels: one for each gateway, or replica, that tells of it."""
+    values: dict[str, list[float]] = {}
+    for line in client.get("/metrics").text.splitlines():
+        if not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            values.setdefault(name.split("{")[0].removeprefix("mosaic_"), []).append(float(value))
+    return values
 
+
+def test_a_client_that_goes_away_frees_the_engine(client: httpx.Client) -> None:
     request = REQUEST | {"n": 32, "temperature": 1, "max_tokens": 480, "stream": True}
     url = client.base_url.join("/v1/completions")
     with httpx.stream("POST", url, json=request, timeout=60) as stream:
         next(stream.iter_lines())
     time.sleep(0.5)  # for what was still on its way to the engine
-    assert metric("num_requests_running") + metric("num_requests_waiting") == 0
-    assert metric("num_free_memory_blocks") == metric("num_memory_blocks")
-    assert metric("engine_generation_tokens_total") < 32 * 480 / 2
+    found = samples(client)
+    assert found["num_requests_running"] + found["num_requests_waiting"] == [0, 0]
+    assert found["memory_usage_ratio"] == [0]
+    assert found["engine_generation_tokens_total"][0] < 32 * 480 / 2
+
+
+def test_whichever_gateway_answers_a_scrape_it_tells_of_all(client: httpx.Client) -> None:
+    def told() -> list[float]:
+        return sorted(samples(client)["prompt_tokens_total"])
+
+    before, url = told(), client.base_url.join("/v1/completions")
+    assert len(before) == 2, "two gateways"
+    for _ in range(6):
+        httpx.post(url, json=REQUEST | {"prompt": [1, 2, 3], "max_tokens": 1}, timeout=60)
+    after = told()
+    assert sum(after) == sum(before) + 18
+    assert [told() for _ in range(6)] == [after] * 6
 
 
 def test_options_that_mean_nothing_here_are_refused_by_name() -> None:

@@ -1,0 +1,77 @@
+"""What an engine's steps did: counters since it started, distributions, and the latest steps one by one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from service.engine.distribution import Tally
+from service.engine.request import RequestOutput
+from service.engine.scheduler import SchedulerOutput
+
+STEP_SECONDS = (
+    *(0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
+    *(0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+)
+BATCH_SIZES = tuple(float(2**power) for power in range(11))
+STEP_TOKENS = tuple(float(2**power) for power in range(15))
+
+# A few seconds of the fastest steps, a few minutes of slow ones; about 2 MB.
+_MAX_STEPS = 8192
+
+
+class StepRecord(NamedTuple):
+    """One step. Times are seconds on the engine's clock; counts are of its plan, and of what was left after it."""
+
+    started_s: float
+    planned_s: float
+    executed_s: float
+    ended_s: float
+    num_seqs: int
+    num_tokens: int
+    num_prompt_tokens: int
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+
+
+class StepMeter:
+    """Counts for one engine. Its thread records; any thread may read."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.num_prompt_tokens = 0
+        self.num_generated_tokens = 0
+        self.step_time_s = 0.0
+        self.forward_time_s = 0.0
+        self.decode_steps_s = Tally(STEP_SECONDS)
+        self.prefill_steps_s = Tally(STEP_SECONDS)
+        self.batch_sizes = Tally(BATCH_SIZES)
+        self.step_tokens = Tally(STEP_TOKENS)
+        self.steps: deque[StepRecord] = deque(maxlen=_MAX_STEPS)
+
+    def record(self, step: StepRecord, outputs: Sequence[RequestOutput]) -> None:
+        """Books one step and what came of it."""
+        took_s = step.ended_s - step.started_s
+        self.num_steps += 1
+        self.num_prompt_tokens += step.num_prompt_tokens
+        self.num_generated_tokens += sum([len(output.new_token_ids) for output in outputs])
+        self.step_time_s += took_s
+        self.forward_time_s += step.executed_s - step.planned_s
+        # A step that absorbs a prompt makes all who decode in it wait: the two kinds answer different questions.
+        (self.prefill_steps_s if step.num_tokens > step.num_seqs else self.decode_steps_s).observe(took_s)
+        self.batch_sizes.observe(step.num_seqs)
+        self.step_tokens.observe(step.num_tokens)
+        self.steps.append(step)
+
+
+def num_prompt_tokens(plan: SchedulerOutput) -> int:
+    """How many of the plan's tokens are of prompts."""
+    return sum(
+        [
+            min(item.num_tokens, num_prompt - item.start)
+            for item in plan.scheduled
+            if item.start < (num_prompt := item.sequence.num_prompt_tokens)
+        ]
+    )

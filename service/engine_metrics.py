@@ -1,0 +1,117 @@
+"""What engine replicas tell of themselves, in Prometheus' terms. Knows their snapshots alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from service.engine.distribution import Distribution
+from service.engine.stats import EngineStats
+
+PREFIX = "mosaic_"
+
+_GAUGES = (
+    ("num_requests_running", "Requests being generated.", "num_running"),
+    ("num_requests_waiting", "Requests that wait for their turn.", "num_waiting"),
+)
+_COUNTERS = (
+    ("engine_steps", "Steps of the engine.", "num_steps"),
+    ("engine_prompt_tokens", "Prompt tokens computed, those computed again after a preemption included.",
+     "num_prompt_tokens"),
+    ("engine_generation_tokens", "Tokens sampled.", "num_generated_tokens"),
+    ("num_preemptions", "Times a running request lost its memory to another.", "num_preemptions"),
+    ("num_resumptions", "Times a preempted request got memory again.", "num_resumptions"),
+    ("engine_aborted", "Requests ended by their client.", "num_aborted"),
+    ("engine_step_seconds", "Time spent in steps.", "step_time_s"),
+    ("engine_forward_seconds", "Time spent in the model.", "forward_time_s"),
+    ("engine_idle_seconds", "Time spent without work.", "idle_time_s"),
+)  # fmt: skip
+
+
+def engine_families(snapshots: Sequence[EngineStats] | None) -> Iterator[Metric]:
+    """The metrics of all replicas, labelled with their names. `snapshots` is None where the engine was silent."""
+    yield GaugeMetricFamily(
+        PREFIX + "engine_up", "Whether the engine answered this scrape.", value=float(snapshots is not None)
+    )
+    replicas = snapshots or ()
+    yield GaugeMetricFamily(PREFIX + "num_engine_replicas", "Engine replicas that answered.", value=len(replicas))
+    for name, documentation, attribute in _GAUGES:
+        gauge = GaugeMetricFamily(PREFIX + name, documentation, labels=["replica"])
+        for stats in replicas:
+            gauge.add_metric([stats.replica], getattr(stats, attribute))
+        yield gauge
+    for name, documentation, attribute in _COUNTERS:
+        counter = CounterMetricFamily(PREFIX + name, documentation, labels=["replica"])
+        for stats in replicas:
+            counter.add_metric([stats.replica], getattr(stats, attribute))
+        yield counter
+    yield _queue_depth(replicas)
+    yield from _memory(replicas)
+    yield from _steps(replicas)
+    yield _start_up(replicas)
+
+
+def _queue_depth(replicas: Sequence[EngineStats]) -> Metric:
+    depth = GaugeMetricFamily(
+        PREFIX + "queue_depth", "Requests that wait, by the API key they came with.", labels=["replica", "key"]
+    )
+    for stats in replicas:
+        keyed = {key: num_waiting for key, _, num_waiting in stats.by_key}
+        # Requests without a key are always told of, so that there is a zero where nobody waits.
+        for key, num_waiting in {"": max(stats.num_waiting - sum(keyed.values()), 0), **keyed}.items():
+            depth.add_metric([stats.replica, key], num_waiting)
+    return depth
+
+
+def _memory(replicas: Sequence[EngineStats]) -> Iterator[Metric]:
+    blocks = GaugeMetricFamily(PREFIX + "memory_blocks", "Memory blocks, by state.", labels=["replica", "state"])
+    slots = GaugeMetricFamily(PREFIX + "state_slots", "State slots, by state.", labels=["replica", "state"])
+    usage = GaugeMetricFamily(PREFIX + "memory_usage_ratio", "Memory blocks in use, 0 to 1.", labels=["replica"])
+    for stats in replicas:
+        used = stats.num_blocks - stats.num_free_blocks
+        blocks.add_metric([stats.replica, "used"], used)
+        blocks.add_metric([stats.replica, "free"], stats.num_free_blocks)
+        slots.add_metric([stats.replica, "used"], stats.num_slots - stats.num_free_slots)
+        slots.add_metric([stats.replica, "free"], stats.num_free_slots)
+        usage.add_metric([stats.replica], used / stats.num_blocks if stats.num_blocks else 0.0)
+    return iter((blocks, slots, usage))
+
+
+def _steps(replicas: Sequence[EngineStats]) -> Iterator[Metric]:
+    seconds = HistogramMetricFamily(
+        PREFIX + "engine_step_duration_seconds",
+        "Time of one step; a prefill step absorbs more than one token of some request.",
+        labels=["replica", "kind"],
+    )
+    batch = HistogramMetricFamily(PREFIX + "engine_batch_size", "Requests in one step.", labels=["replica"])
+    tokens = HistogramMetricFamily(PREFIX + "engine_step_tokens", "Tokens absorbed in one step.", labels=["replica"])
+    for stats in replicas:
+        _add(seconds, [stats.replica, "decode"], stats.decode_steps_s)
+        _add(seconds, [stats.replica, "prefill"], stats.prefill_steps_s)
+        _add(batch, [stats.replica], stats.batch_sizes)
+        _add(tokens, [stats.replica], stats.step_tokens)
+    return iter((seconds, batch, tokens))
+
+
+def _add(family: HistogramMetricFamily, labels: Sequence[str], values: Distribution) -> None:
+    family.add_metric(labels, buckets=cumulated(values), sum_value=values.total)
+
+
+def cumulated(values: Distribution) -> list[tuple[str, float]]:
+    """Buckets as Prometheus has them: how many values were at most each bound, the last being infinity."""
+    total, buckets = 0, []
+    for bound, count in zip([*map(str, values.bounds), "+Inf"], values.counts, strict=True):
+        total += count
+        buckets.append((bound, float(total)))
+    return buckets
+
+
+def _start_up(replicas: Sequence[EngineStats]) -> Metric:
+    start_up = GaugeMetricFamily(
+        PREFIX + "engine_start_up_seconds", "How long loading took, by phase.", labels=["replica", "phase"]
+    )
+    for stats in replicas:
+        for phase, seconds in stats.start_up:
+            start_up.add_metric([stats.replica, phase], seconds)
+    return start_up

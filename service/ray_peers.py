@@ -1,0 +1,26 @@
+"""Gateways that are replicas of one Serve deployment, as they see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prometheus_client.core import Metric
+from ray.serve.handle import DeploymentHandle
+
+_TIMEOUT_S = 1.0
+
+
+class RayPeers:
+    """Implements the gateway's `Peers` over the replicas of `deployment`, of which the one named `own_name` asks."""
+
+    def __init__(self, deployment: DeploymentHandle[Any], own_name: str) -> None:
+        self._handle = deployment
+        self._own_name = own_name
+
+    async def families(self) -> Sequence[Sequence[Metric]]:
+        """See `Peers.families`. Raises where one of them does not answer within a second."""
+        answers: list[tuple[str, list[Metric]]] = await self._handle.broadcast("measurements").results_async(
+            timeout_s=_TIMEOUT_S
+        )
+        return [families for name, families in answers if name != self._own_name]

@@ -1,0 +1,195 @@
+"""Metrics of a real engine behind a real gateway, against what the client and a scripted network counted themselves."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.engine.async_engine import AsyncEngine
+from service.engine.engine import Engine
+from service.engine.local_client import LocalEngineClient
+from service.engine.scheduler import Scheduler, SchedulerOutput, StepOutput
+from service.engine.stats import EngineInfo
+from tests.engine.scripted import VOCAB_SIZE, ScriptedRunner, make_scheduler
+from tests.gateway.server import GatewayServer, served_model, wait_until
+
+INFO = EngineInfo("", VOCAB_SIZE, 64, None, "float32", "float32", "cpu", "scripted", "scripted", 0, 16)
+PHASES = ("gateway", "queue", "prefill", "decode", "stream")
+
+
+class CountingRunner(ScriptedRunner):
+    """Counts for itself what it was given and what it gave; waits before the steps `halts` for `go_on`."""
+
+    def __init__(self, on_step: Callable[[], None] = lambda: None, halts: Sequence[int] = ()) -> None:
+        super().__init__(on_step)
+        self.num_steps = self.num_absorbed = self.num_sampled = 0
+        self._halts = list(halts)
+        self._may_go_on = threading.Event()
+
+    def is_halted_at(self, step: int) -> bool:
+        return self.num_steps == step == self._halts[0]
+
+    def go_on(self) -> None:
+        self._may_go_on.set()
+
+    def execute(self, plan: SchedulerOutput) -> StepOutput:
+        if self.num_steps in self._halts:
+            assert self._may_go_on.wait(30)
+            self._may_go_on.clear()
+            self._halts.pop(0)
+        result = super().execute(plan)
+        self.num_steps += 1
+        self.num_absorbed += sum(item.num_tokens for item in plan.scheduled)
+        self.num_sampled += sum(token_id is not None for token_id in result.token_ids)
+        return result
+
+
+@contextmanager
+def serving(runner: CountingRunner, **sizes: int) -> Iterator[httpx.Client]:
+    """A client of a server whose network is `runner`."""
+    scripted = make_scheduler(max_model_len=64, **{"num_blocks": 64, **sizes})
+    scheduler = Scheduler(scripted.config, scripted.blocks)  # on the clock of the world
+    engine = AsyncEngine(Engine(scheduler, runner), INFO)
+
+    async def start() -> None:
+        engine.start()
+
+    with GatewayServer(LocalEngineClient(engine), served_model(INFO)) as server:
+        server.call(start())
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            try:
+                yield client
+            finally:
+                runner.go_on()
+                server.call(engine.close())
+
+
+def scrape(client: httpx.Client) -> dict[str, float]:
+    """The sum of each metric over all labels; of histograms, `_count` and `_sum`."""
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        for sample in family.samples:
+            name = sample.name.removeprefix("mosaic_")
+            if not name.endswith("_bucket"):
+                values[name] = values.get(name, 0.0) + sample.value
+    return values
+
+
+class Reader:
+    """Streams one completion in a thread and counts its tokens as they come."""
+
+    def __init__(self, client: httpx.Client, max_tokens: int) -> None:
+        self.num_tokens = 0
+        self._client = client
+        self._body = {"prompt": [1, 2, 3], "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with self._client.stream("POST", "/v1/completions", json=self._body) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    self.num_tokens += len(json.loads(line.removeprefix("data: "))["choices"][0]["token_ids"])
+
+    def join(self) -> None:
+        self._thread.join(timeout=30)
+
+
+def test_in_the_middle_of_a_run_a_scrape_is_what_the_client_has_counted() -> None:
+    runner = CountingRunner(halts=(0, 6))
+    with serving(runner, max_num_seqs=2) as client:
+        readers = [Reader(client, 10) for _ in range(3)]
+        wait_until(lambda: scrape(client)["num_completions_in_flight"] == 3, "all three requests")
+        runner.go_on()
+        wait_until(lambda: runner.is_halted_at(6), "the engine to halt")
+        wait_until(lambda: sum(r.num_tokens for r in readers) == runner.num_sampled, "the tokens of all steps")
+        found = scrape(client)
+        assert found["generation_tokens_total"] == sum(reader.num_tokens for reader in readers)
+        assert found["engine_generation_tokens_total"] == runner.num_sampled
+        assert found["num_requests_running"] == 2
+        assert found["num_requests_waiting"] == found["queue_depth"] == 1
+        assert found["time_to_first_token_seconds_count"] == 2
+        assert found["prompt_tokens_total"] == 6, "of those that the engine has begun with"
+        assert found["engine_prompt_tokens_total"] == 6
+        assert found["engine_steps_total"] == found["engine_batch_size_count"] == runner.num_steps
+        assert found["engine_step_tokens_sum"] == runner.num_absorbed
+        assert found["request_success_total"] == 0
+        runner.go_on()
+        for reader in readers:
+            reader.join()
+        found = scrape(client)
+        assert sum(reader.num_tokens for reader in readers) == 30
+        assert found["generation_tokens_total"] == found["request_generation_tokens_sum"] == 30
+        assert found["engine_generation_tokens_total"] == runner.num_sampled == 30
+        assert found["engine_step_tokens_sum"] == runner.num_absorbed
+        assert found["request_success_total"] == found["e2e_request_latency_seconds_count"] == 3
+        assert found["num_requests_running"] == found["num_completions_in_flight"] == 0
+
+
+def test_phases_are_where_the_time_went_and_add_up() -> None:
+    step_s = 0.02
+    with serving(CountingRunner(lambda: time.sleep(step_s)), max_num_seqs=1) as client, ThreadPoolExecutor(2) as pool:
+        body = {"prompt": [1, 2, 3], "max_tokens": 5, "ignore_eos": True}
+
+        def timed(_: int) -> float:
+            started_s = time.perf_counter()
+            client.post("/v1/completions", json=body)
+            return time.perf_counter() - started_s
+
+        took_s = sum(pool.map(timed, range(2)))
+        found = scrape(client)
+    spent_s = {phase: found[f"request_{phase}_time_seconds_sum"] for phase in PHASES}
+    assert {found[f"request_{phase}_time_seconds_count"] for phase in PHASES} == {2}
+    assert sum(spent_s.values()) == pytest.approx(found["e2e_request_latency_seconds_sum"])
+    assert found["e2e_request_latency_seconds_sum"] <= took_s
+    # Sleeping takes at least as long as told: one step to the first token, four to the last, while the other waits.
+    assert spent_s["prefill"] >= 2 * step_s
+    assert spent_s["decode"] >= 2 * 4 * step_s
+    assert spent_s["queue"] >= 4 * step_s
+    assert found["engine_step_duration_seconds_sum"] >= 10 * step_s
+    assert found["engine_step_duration_seconds_count"] == 10
+    assert spent_s["gateway"] > 0
+    assert spent_s["stream"] > 0
+
+
+def test_a_choice_that_we_end_ourselves_is_timed_too() -> None:
+    """Where a client goes away, the engine's last word comes too late: what is known by then has to add up."""
+    step_s = 0.02
+    with serving(CountingRunner(lambda: time.sleep(step_s))) as client:
+        body = {"prompt": [1, 2, 3], "max_tokens": 50, "ignore_eos": True, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            for _ in range(6):
+                next(lines)
+        wait_until(lambda: scrape(client)["e2e_request_latency_seconds_count"] == 1, "the count")
+        found = scrape(client)
+    spent_s = {phase: found[f"request_{phase}_time_seconds_sum"] for phase in PHASES}
+    assert sum(spent_s.values()) == pytest.approx(found["e2e_request_latency_seconds_sum"])
+    assert spent_s["prefill"] >= step_s
+    assert spent_s["decode"] >= step_s
+
+
+def test_preemptions_and_resumptions_are_counted() -> None:
+    # Room for one sequence of 64 tokens and a little more: two that grow have to take turns.
+    runner = CountingRunner(halts=(0,))
+    with serving(runner, num_blocks=17) as client:
+        readers = [Reader(client, 50) for _ in range(2)]
+        wait_until(lambda: scrape(client)["num_completions_in_flight"] == 2, "both requests")
+        runner.go_on()
+        for reader in readers:
+            reader.join()
+        found = scrape(client)
+    assert found["num_preemptions_total"] > 0
+    assert found["num_resumptions_total"] == found["num_preemptions_total"]
+    assert found["engine_prompt_tokens_total"] == 3 * (2 + found["num_resumptions_total"]), (
+        "absorbed once more each time"
+    )
+    assert found["engine_generation_tokens_total"] == 100
