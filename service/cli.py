@@ -30,7 +30,7 @@ app = typer.Typer(
 
 # What `generate` and `info` take: the rest of the settings is about serving many requests.
 ENGINE_OPTIONS = ("model", "device", "dtype", "memory_dtype", "kernel", "threads", "max_model_len")
-INFO_OPTIONS = (*ENGINE_OPTIONS, "max_num_seqs", "block_size", "memory")
+INFO_OPTIONS = (*ENGINE_OPTIONS, "max_num_seqs", "block_size", "memory", "prefix_cache")
 
 Config = Annotated[
     Optional[Path],  # noqa: UP045 - read by typer
@@ -103,7 +103,7 @@ def _help(name: str) -> str:
     text = field.description or ""
     if field.default is None or field.default is False or field.default == ():
         return text
-    default = field.default.name if isinstance(field.default, Path) else field.default
+    default = "on" if field.default is True else getattr(field.default, "name", field.default)
     return f"{text} \\[default: {default}]"
 
 

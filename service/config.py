@@ -29,6 +29,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 512
     block_size: int = 32
     memory_bytes: int | None = None
+    prefix_cache: bool = True
     max_num_waiting: int = 256
     max_num_waiting_tokens: int = 262_144
     stall_timeout_s: float = 60.0

@@ -54,6 +54,7 @@ def _memory_facts(config: EngineConfig, model: NetworkConfig) -> dict[str, Any]:
     dtype, memory_dtype = resolve_dtypes(config)
     state_dtype = torch.float32
     plan = plan_memory(config, model, memory_dtype, state_dtype)
+    slot_bytes = MemoryCache.slot_bytes(model, state_dtype)
     num_pairs = plan.num_blocks * config.block_size
     # A sequence of n tokens holds n - 1 pairs.
     full_sequences = plan.num_blocks // max(1, -(-(plan.max_model_len - 1) // config.block_size))
@@ -61,7 +62,9 @@ def _memory_facts(config: EngineConfig, model: NetworkConfig) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "memory_dtype": str(memory_dtype).removeprefix("torch."),
         "bytes_per_token": MemoryCache.block_bytes(model, 1, memory_dtype),
-        "bytes_per_sequence": MemoryCache.slot_bytes(model, state_dtype),
+        "bytes_per_sequence": slot_bytes,
+        "prefix_cache": config.prefix_cache,
+        "snapshot_bytes": plan.num_snapshots * slot_bytes,
         "cache_bytes": plan.num_bytes,
         "available_bytes": available_bytes(config.device),
         "cache_tokens": num_pairs,

@@ -96,6 +96,9 @@ class EngineSettings(BaseModel):
         metavar="SIZE",
     )
     block_size: int = option(32, "Limits", "Pairs in one block of the memory cache.", ge=1)
+    prefix_cache: bool = option(
+        True, "Limits", "Share the memory of texts that begin alike; --no-prefix-cache switches that off."
+    )
 
 
 class ServeSettings(EngineSettings):
@@ -145,6 +148,7 @@ class ServeSettings(EngineSettings):
                 max_num_seqs=self.max_num_seqs,
                 max_num_batched_tokens=self.max_num_batched_tokens,
                 block_size=self.block_size,
+                prefix_cache=self.prefix_cache,
                 memory_bytes=self.memory,
                 max_num_waiting=self.max_num_waiting,
                 max_num_waiting_tokens=self.max_num_waiting_tokens,

@@ -1,30 +1,39 @@
-"""Who owns which memory block and state slot: a question of counts. What a block holds is the memory cache's affair."""
+"""Who holds which memory block and state slot: a question of counts. What a block contains is the memory cache's."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 
+from service.engine.prefix_cache import CachedPrefix, PrefixCache
 from service.engine.sequence import Sequence
 
 
 class BlockManager:
     """Hands out blocks of pairs and state slots from fixed pools.
 
-    A sequence of n tokens has n - 1 complete pairs (pair t completes when token t + 1 arrives), so it needs
-    ceil((n - 1) / block_size) blocks, and one slot for the fixed part of its state.
+    A sequence of n tokens has n - look_ahead complete pairs (pair t completes when token t + look_ahead arrives) in as
+    many blocks as those fill, and one slot for the fixed part of its state. Sequences that begin alike hold the same
+    blocks, none of which is written to any more. A block that nobody holds is idle while its text can be found in the
+    prefix cache, else free; idle ones are evicted when no free one is left.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, num_slots: int) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, num_slots: int, *, look_ahead: int = 1, has_prefix_cache: bool = True
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_slots = num_slots
+        self.look_ahead = look_ahead
+        self.prefix_cache = PrefixCache(num_blocks, block_size, num_slots, look_ahead, is_enabled=has_prefix_cache)
         self._free_blocks = list(range(num_blocks - 1, -1, -1))
         self._free_slots = list(range(num_slots - 1, -1, -1))
+        self._num_holders = [0] * num_blocks
 
     @property
     def num_free_blocks(self) -> int:
-        return len(self._free_blocks)
+        """Blocks that nobody holds, idle ones included."""
+        return len(self._free_blocks) + self.prefix_cache.num_idle_blocks
 
     @property
     def num_free_slots(self) -> int:
@@ -32,41 +41,69 @@ class BlockManager:
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold all complete pairs of `num_tokens` tokens."""
-        return -(-max(num_tokens - 1, 0) // self.block_size)
+        return -(-max(num_tokens - self.look_ahead, 0) // self.block_size)
 
-    def can_grow(self, sequence: Sequence, num_tokens: int, reserve: int = 0) -> bool:
-        """Whether `sequence` can hold `num_tokens` tokens and still leave `reserve` blocks free."""
-        missing = self.num_blocks_for(num_tokens) - len(sequence.block_table)
-        return missing <= 0 or missing + reserve <= len(self._free_blocks)
+    def can_grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether `sequence` can hold `num_tokens` tokens."""
+        return self.num_blocks_for(num_tokens) - len(sequence.block_table) <= self.num_free_blocks
 
     def grow(self, sequence: Sequence, num_tokens: int) -> None:
         """Extends the block table of `sequence` to hold `num_tokens` tokens. The caller asked `can_grow`."""
-        missing = self.num_blocks_for(num_tokens) - len(sequence.block_table)
-        for _ in range(missing):
-            sequence.block_table.append(self._free_blocks.pop())
+        for _ in range(self.num_blocks_for(num_tokens) - len(sequence.block_table)):
+            block = self._free_blocks.pop() if self._free_blocks else self.prefix_cache.evict()
+            self._num_holders[block] = 1
+            sequence.block_table.append(block)
+
+    def can_begin(self, sequence: Sequence, prefix: CachedPrefix, reserve: int = 0) -> bool:
+        """Whether blocks for all tokens of `sequence` can be had, those of `prefix` shared, with `reserve` left."""
+        missing = self.num_blocks_for(sequence.num_tokens) - len(prefix.blocks)
+        woken = sum(self._num_holders[block] == 0 for block in prefix.blocks)
+        return missing + woken + reserve <= self.num_free_blocks
+
+    def begin(self, sequence: Sequence, prefix: CachedPrefix) -> None:
+        """Gives `sequence` blocks for all its tokens, those of `prefix` shared. The caller asked `can_begin`.
+
+        Tail and snapshot of `prefix` must be copied before anything else is written to memory.
+        """
+        for block in prefix.blocks:
+            self._num_holders[block] += 1
+            self.prefix_cache.use(block)
+        sequence.block_table.extend(prefix.blocks)
+        self.prefix_cache.begin(sequence, prefix)
+        self.grow(sequence, sequence.num_tokens)
 
     def take_slot(self, sequence: Sequence) -> None:
         sequence.slot = self._free_slots.pop()
 
     def release(self, sequence: Sequence) -> None:
         """Takes back all that `sequence` holds. Harmless when it holds nothing."""
-        self._free_blocks.extend(reversed(sequence.block_table))
+        self.prefix_cache.end(sequence)
+        # Last blocks first: they are the first to be evicted, since without those before them they are of no use.
+        for block in reversed(sequence.block_table):
+            self._num_holders[block] -= 1
+            if self._num_holders[block] == 0:
+                self._let_go(block)
         sequence.block_table.clear()
         if sequence.slot is not None:
             self._free_slots.append(sequence.slot)
             sequence.slot = None
 
+    def _let_go(self, block: int) -> None:
+        if self.prefix_cache.is_cached(block):
+            self.prefix_cache.rest(block)
+        else:
+            self._free_blocks.append(block)
+
     def check_integrity(self, holders: Iterable[Sequence]) -> None:
-        """Raises AssertionError unless every block and slot is either free or held by exactly one of `holders`."""
+        """Raises AssertionError unless every block and slot is free, idle, or held by those of `holders` counted."""
         holders = list(holders)
-        blocks = Counter(self._free_blocks)
-        slots = Counter(self._free_slots)
-        for sequence in holders:
-            blocks.update(sequence.block_table)
-            if sequence.slot is not None:
-                slots[sequence.slot] += 1
-        _assert_each_once("block", blocks, self.num_blocks)
-        _assert_each_once("slot", slots, self.num_slots)
+        held = Counter(block for sequence in holders for block in sequence.block_table)
+        assert self._num_holders == [held[block] for block in range(self.num_blocks)], "holders are miscounted"
+        idle = [block for block in range(self.num_blocks) if self.prefix_cache.is_idle(block)]
+        _assert_each_once("block", Counter([*self._free_blocks, *idle, *held.keys()]), self.num_blocks)
+        slots = [sequence.slot for sequence in holders if sequence.slot is not None]
+        _assert_each_once("slot", Counter([*self._free_slots, *slots]), self.num_slots)
+        self.prefix_cache.check_integrity(self._num_holders, holders)
 
 
 def _assert_each_once(noun: str, counts: Counter[int], size: int) -> None:

@@ -79,6 +79,7 @@ class Engine:
         `posted_keys` are those of requests on their way to this engine: they wait, too.
         """
         scheduler, blocks, meter = self.scheduler, self.scheduler.blocks, self.meter
+        cache = blocks.prefix_cache
         return EngineStats(
             replica=replica,
             num_running=len(scheduler.running),
@@ -93,6 +94,12 @@ class Engine:
             num_preemptions=scheduler.num_preemptions,
             num_resumptions=scheduler.num_resumptions,
             num_aborted=self.num_aborted,
+            num_idle_blocks=cache.num_idle_blocks,
+            num_cached_blocks=cache.num_cached_blocks,
+            num_snapshots=cache.num_snapshots,
+            num_queried_tokens=cache.num_queried_tokens,
+            num_hit_tokens=cache.num_hit_tokens,
+            num_evictions=cache.num_evictions,
             step_time_s=meter.step_time_s,
             forward_time_s=meter.forward_time_s,
             idle_time_s=idle_time_s,

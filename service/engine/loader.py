@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from model.cache import MemoryCache
+from model.cache import LOOK_AHEAD, MemoryCache
 from model.checkpoint import load_model
 from model.config import MosaicV2Config, NetworkConfig
 from model.kernels.choice import choose_path, make_kernel, multiplies_bfloat16
@@ -42,11 +42,18 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     watch.lap("kernel")
     # Beside kernels with threads of their own torch only samples: its threads, spinning, would take their cores.
     torch.set_num_threads(num_threads if isinstance(kernel, TorchKernel) else 1)
+    blocks = BlockManager(
+        memory.num_blocks,
+        config.block_size,
+        memory.num_slots,
+        look_ahead=LOOK_AHEAD,
+        has_prefix_cache=config.prefix_cache,
+    )
     cache = MemoryCache(
         model.config,
         num_blocks=memory.num_blocks,
         block_size=config.block_size,
-        num_slots=memory.num_slots,
+        num_slots=blocks.num_slots + blocks.prefix_cache.num_slots,
         device=config.device,
         memory_dtype=memory_dtype,
         state_dtype=state_dtype,
@@ -61,7 +68,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
             vocab_size=model.config.vocab_size,
             eos_token_id=model.config.eos_token_id,
         ),
-        BlockManager(memory.num_blocks, config.block_size, memory.num_slots),
+        blocks,
     )
     names = [str(t).removeprefix("torch.") for t in (dtype, memory_dtype)]
     info = EngineInfo(

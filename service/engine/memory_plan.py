@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from model.cache import MemoryCache
+from model.cache import LOOK_AHEAD, MemoryCache
 from model.config import NetworkConfig
 from service.config import EngineConfig
 
@@ -17,11 +17,12 @@ _DEFAULT_SHARE = 0.4
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Sizes of a memory cache. `num_bytes` covers blocks and slots."""
+    """Sizes of a memory cache. `num_bytes` covers blocks, slots and snapshots."""
 
     max_model_len: int
     num_blocks: int
     num_slots: int
+    num_snapshots: int
     num_bytes: int
 
 
@@ -31,26 +32,33 @@ def plan_memory(
     """Resolves the open sizes of `config`. Raises MemoryError when not even one full sequence fits."""
     max_model_len = config.max_model_len or model.block_size
     block_bytes = MemoryCache.block_bytes(model, config.block_size, memory_dtype)
-    slot_bytes = MemoryCache.slot_bytes(model, state_dtype) * config.max_num_seqs
-    per_sequence = -(-(max_model_len - 1) // config.block_size)
+    slot_bytes = MemoryCache.slot_bytes(model, state_dtype)
+    fixed_bytes = config.max_num_seqs * slot_bytes
+    if config.prefix_cache:
+        # A snapshot for each block, and as many within blocks as there are sequences: see `PrefixCache`.
+        block_bytes += slot_bytes
+        fixed_bytes *= 2
+    per_sequence = -(-(max_model_len - LOOK_AHEAD) // config.block_size)
     wanted = per_sequence * config.max_num_seqs
     available = available_bytes(config.device)
     budget = config.memory_bytes or int(available * _DEFAULT_SHARE)
     if budget > available:
         # Memory is handed out lazily: without this the process would be killed later, in the middle of serving.
         raise MemoryError(f"the memory cache is to take {_size(budget)}, but {_size(available)} are available")
-    num_blocks = (budget - slot_bytes) // block_bytes
+    num_blocks = (budget - fixed_bytes) // block_bytes
     if config.memory_bytes is None:
         num_blocks = min(num_blocks, wanted)
     if num_blocks < per_sequence:
-        needed = per_sequence * block_bytes + slot_bytes
+        needed = per_sequence * block_bytes + fixed_bytes
         raise MemoryError(
             f"the memory cache may take {_size(budget)}, but one sequence of {max_model_len} tokens and "
             f"{config.max_num_seqs} state slots need {_size(needed)}: lower max_model_len or max_num_seqs, or "
             "give it more memory"
         )
     num_blocks = max(num_blocks, 1)
-    return MemoryPlan(max_model_len, num_blocks, config.max_num_seqs, num_blocks * block_bytes + slot_bytes)
+    num_snapshots = num_blocks + config.max_num_seqs if config.prefix_cache else 0
+    num_bytes = num_blocks * block_bytes + fixed_bytes
+    return MemoryPlan(max_model_len, num_blocks, config.max_num_seqs, num_snapshots, num_bytes)
 
 
 def available_bytes(device: str) -> int:

@@ -31,6 +31,10 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> StepOutput:
         """Absorbs the plan's tokens into the cache and samples where a sequence's last known token was among them."""
+        if plan.block_copies:
+            self.cache.copy_blocks(*zip(*plan.block_copies, strict=True))
+        if plan.slot_copies:
+            self.cache.copy_slots(*zip(*plan.slot_copies, strict=True))
         if not any(item.sequence.wants_prompt_logprobs for item in plan.scheduled):
             return self._sample(plan, self.kernel.step(self._token_ids(plan), self._batch(plan)))
         # Of a sequence whose prompt is asked about the logits after every token, of the others those after the last.
@@ -85,7 +89,19 @@ class ModelRunner:
             block_tables=torch.tensor(tables, dtype=torch.int64, device=self.cache.device),
             num_computed=tuple(item.start for item in plan.scheduled),
             num_new=tuple(item.num_tokens for item in plan.scheduled),
+            snapshots=self._snapshots(plan),
         )
+
+    def _snapshots(self, plan: SchedulerOutput) -> Tensor | None:
+        if not any(item.snapshots for item in plan.scheduled):
+            return None
+        slots = [-1] * plan.num_tokens
+        first = 0
+        for item in plan.scheduled:
+            for snapshot in item.snapshots:
+                slots[first + snapshot.num_tokens - item.start - 1] = snapshot.slot
+            first += item.num_tokens
+        return torch.tensor(slots, device=self.cache.device)
 
     def _sampling_row(self, item: ScheduledSequence) -> SamplingRow:
         sequence = item.sequence

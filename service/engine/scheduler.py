@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from service.engine.block_manager import BlockManager
 from service.engine.errors import RequestRejectedError
+from service.engine.prefix_cache import CachedPrefix, StateSnapshot
 from service.engine.request import FinishReason, Request, RequestOutput, TokenLogprob
 from service.engine.sequence import RequestStatus, Sequence
 from service.engine.waiting_queue import WaitingQueue
@@ -27,19 +28,28 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """Tokens [start, start + num_tokens) of `sequence`; `is_sampled` when the last known token is among them."""
+    """Tokens [start, start + num_tokens) of `sequence`; `is_sampled` when the last known token is among them.
+
+    `snapshots` are states on the way that are to be kept.
+    """
 
     sequence: Sequence
     start: int
     num_tokens: int
     is_sampled: bool
+    snapshots: tuple[StateSnapshot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """The plan of one step, at most `max_num_batched_tokens` tokens, each sequence at most once."""
+    """The plan of one step, at most `max_num_batched_tokens` tokens, each sequence at most once.
+
+    Before anything else, blocks and state slots are copied (from, to); all are read before any is written.
+    """
 
     scheduled: tuple[ScheduledSequence, ...]
+    block_copies: tuple[tuple[int, int], ...] = ()
+    slot_copies: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -59,13 +69,28 @@ class StepOutput:
     prompt_logprobs: Mapping[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making, and how many more tokens it may have."""
+
+    budget: int
+    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    block_copies: list[tuple[int, int]] = field(default_factory=list)
+    slot_copies: list[tuple[int, int]] = field(default_factory=list)
+
+    def finish(self) -> SchedulerOutput:
+        return SchedulerOutput(tuple(self.scheduled), tuple(self.block_copies), tuple(self.slot_copies))
+
+
 class Scheduler:
     """Continuous batching; who is admitted next is the waiting queue's affair.
 
     Every running sequence that lacks one token decodes; what is left of the token budget goes to prompts, in chunks,
-    and then to new sequences. When blocks run out the running sequence admitted last is preempted: it gives its memory
-    back, keeps its tokens and absorbs them again later, before anything new is admitted. So all running sequences were
-    admitted before all preempted ones: the most senior always advances, and every request that is admitted ends.
+    and then to new sequences. A sequence begins after the longest prefix that is in memory; while another is just
+    absorbing what it needs, it holds back, to go on from there. When blocks run out the running sequence admitted last
+    is preempted: it lets its memory go, keeps its tokens, and absorbs again later what has been evicted by then, before
+    anything new is admitted. So all running sequences were admitted before all preempted ones: the most senior always
+    advances, and every request that is admitted ends.
     """
 
     def __init__(
@@ -143,18 +168,17 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Plans the next step: takes memory for it, moves sequences between waiting and running."""
-        budget = self.config.max_num_batched_tokens
-        scheduled, has_preempted = self._schedule_decodes()
-        budget -= len(scheduled)
+        draft = _Draft(self.config.max_num_batched_tokens)
+        can_admit = self._schedule_decodes(draft)
         for sequence in self.running:
-            if sequence.num_uncomputed_tokens > 1 and budget > 0:
-                budget -= _append_chunk(scheduled, sequence, budget)
-        if not has_preempted:
-            self._admit(scheduled, budget)
-        return SchedulerOutput(tuple(scheduled))
+            if sequence.num_uncomputed_tokens > 1 and draft.budget > 0:
+                can_admit &= self._schedule_prompt(draft, sequence)
+        if can_admit:
+            self._admit(draft)
+        return draft.finish()
 
-    def _schedule_decodes(self) -> tuple[list[ScheduledSequence], bool]:
-        scheduled: list[ScheduledSequence] = []
+    def _schedule_decodes(self, draft: _Draft) -> bool:
+        """False where somebody had to be preempted."""
         has_preempted = False
         for sequence in list(self.running):
             if sequence.num_uncomputed_tokens != 1 or sequence.status is not RequestStatus.RUNNING:
@@ -165,30 +189,40 @@ class Scheduler:
                     break
             else:
                 self.blocks.grow(sequence, sequence.num_tokens)
-                _append_chunk(scheduled, sequence, 1)
-        return scheduled, has_preempted
+                self._append_chunk(draft, sequence)
+        return not has_preempted
 
     def _preempt_last(self) -> Sequence:
         # Decodes are planned in the order of admission, so the last is never one already in the plan.
         victim = self.running.pop()
         self.blocks.release(victim)
-        victim.num_computed_tokens = 0
-        victim.prompt_logprobs.clear()
-        victim.status = RequestStatus.WAITING
+        victim.rewind()
         self.waiting.put_back(victim)
         victim.num_preemptions += 1
         self.num_preemptions += 1
         return victim
 
-    def _admit(self, scheduled: list[ScheduledSequence], budget: int) -> None:
-        while budget > 0 and len(self.running) < self.config.max_num_seqs and (sequence := self.waiting.head):
+    def _schedule_prompt(self, draft: _Draft, sequence: Sequence) -> bool:
+        """The next chunk of a running sequence. False where there is no memory for it to begin."""
+        if sequence.num_computed_tokens == 0:  # it has held back
+            prefix = self.blocks.prefix_cache.find(sequence)
+            if prefix.is_growing:
+                return True
+            if not self.blocks.can_begin(sequence, prefix):
+                return False
+            self._begin(draft, sequence, prefix)
+        self._append_chunk(draft, sequence)
+        return True
+
+    def _admit(self, draft: _Draft) -> None:
+        while draft.budget > 0 and len(self.running) < self.config.max_num_seqs and (sequence := self.waiting.head):
             reserve = self._watermark if self.running else 0
-            # All blocks of the tokens known so far are taken at once: a half-admitted prompt could deadlock others.
-            if not (self.blocks.num_free_slots and self.blocks.can_grow(sequence, sequence.num_tokens, reserve)):
+            prefix = self.blocks.prefix_cache.find(sequence)
+            can_begin = prefix.is_growing or self.blocks.can_begin(sequence, prefix, reserve)
+            if not (self.blocks.num_free_slots and can_begin):
                 return
             self.waiting.take()
             self.blocks.take_slot(sequence)
-            self.blocks.grow(sequence, sequence.num_tokens)
             sequence.status = RequestStatus.RUNNING
             if sequence.first_scheduled_s is None:
                 sequence.first_scheduled_s = self._clock()
@@ -197,7 +231,26 @@ class Scheduler:
             else:
                 self.num_resumptions += 1
             self.running.append(sequence)
-            budget -= _append_chunk(scheduled, sequence, budget)
+            if not prefix.is_growing:
+                self._begin(draft, sequence, prefix)
+                self._append_chunk(draft, sequence)
+
+    def _begin(self, draft: _Draft, sequence: Sequence, prefix: CachedPrefix) -> None:
+        # All blocks of the tokens known so far are taken at once: a half-begun prompt could deadlock others.
+        self.blocks.begin(sequence, prefix)
+        sequence.skip(prefix.num_tokens)
+        if prefix.tail is not None:
+            draft.block_copies.append((prefix.tail, sequence.block_table[len(prefix.blocks)]))
+        if prefix.snapshot is not None:
+            assert sequence.slot is not None
+            draft.slot_copies.append((prefix.snapshot.slot, sequence.slot))
+
+    def _append_chunk(self, draft: _Draft, sequence: Sequence) -> None:
+        start, num_tokens = sequence.num_computed_tokens, min(sequence.num_uncomputed_tokens, draft.budget)
+        is_sampled = num_tokens == sequence.num_uncomputed_tokens
+        snapshots = self.blocks.prefix_cache.snapshots(sequence, start, start + num_tokens)
+        draft.scheduled.append(ScheduledSequence(sequence, start, num_tokens, is_sampled, snapshots))
+        draft.budget -= num_tokens
 
     def update_from_output(self, plan: SchedulerOutput, step: StepOutput) -> list[RequestOutput]:
         """Books what a step did."""
@@ -206,6 +259,7 @@ class Scheduler:
         for i, (item, token_id) in enumerate(zip(plan.scheduled, step.token_ids, strict=True)):
             sequence = item.sequence
             sequence.num_computed_tokens += item.num_tokens
+            self.blocks.prefix_cache.book(sequence, item.snapshots)
             sequence.prompt_logprobs += step.prompt_logprobs.get(i, ())
             if token_id is not None:
                 outputs.append(self._advance(sequence, token_id, step.logprobs.get(i), now_s))
@@ -214,20 +268,23 @@ class Scheduler:
         return outputs
 
     def _advance(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None, now_s: float) -> RequestOutput:
-        prompt_logprobs = sequence.take_prompt_logprobs()
+        is_first, prompt_logprobs = sequence.first_token_s is None, sequence.take_prompt_logprobs()
         if sequence.request.sampling.max_tokens == 0:  # only the prompt was of interest
             return replace(self._finish(sequence, FinishReason.LENGTH), prompt_logprobs=prompt_logprobs)
-        is_first = sequence.first_token_s is None
         sequence.append(token_id, now_s, self.config.eos_token_id)
         self.waiting.charge(sequence, 1)
-        ids, logprobs = (token_id,), () if logprob is None else (logprob,)
+        output = RequestOutput(
+            sequence.request_id,
+            (token_id,),
+            timing=sequence.timing(now_s) if is_first else None,
+            logprobs=() if logprob is None else (logprob,),
+            prompt_logprobs=prompt_logprobs,
+            num_cached_tokens=sequence.num_cached_tokens or 0 if is_first else 0,
+        )
         if sequence.finish_reason is None:
-            timing = sequence.timing(now_s) if is_first else None
-            return RequestOutput(
-                sequence.request_id, ids, timing=timing, logprobs=logprobs, prompt_logprobs=prompt_logprobs
-            )
-        output = self._finish(sequence, sequence.finish_reason)
-        return replace(output, new_token_ids=ids, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+            return output
+        end = self._finish(sequence, sequence.finish_reason)
+        return replace(output, finish_reason=end.finish_reason, stop_token_id=end.stop_token_id, timing=end.timing)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
         sequence.status = RequestStatus.FINISHED
@@ -263,10 +320,3 @@ class Scheduler:
         admitted = [s.seniority for s in (*self.running, *self.waiting) if s.seniority is not None]
         assert len(admitted) >= len(self.running)
         assert admitted == sorted(set(admitted)), "somebody runs who was admitted after somebody preempted"
-
-
-def _append_chunk(scheduled: list[ScheduledSequence], sequence: Sequence, budget: int) -> int:
-    num_tokens = min(sequence.num_uncomputed_tokens, budget)
-    is_sampled = num_tokens == sequence.num_uncomputed_tokens
-    scheduled.append(ScheduledSequence(sequence, sequence.num_computed_tokens, num_tokens, is_sampled))
-    return num_tokens

@@ -18,16 +18,21 @@ class Sequence:
     """Mutable state of one request.
 
     There is no phase flag: `num_computed_tokens` chases `num_tokens`. A new prompt, a chunk of one, a decode step and
-    a restart after preemption differ only in the distance between the two. `place` is the waiting queue's; `seniority`
-    counts admissions, and is None before the first.
+    a restart after preemption differ only in the distance between the two. `num_cached_tokens` of the prompt had been
+    absorbed by others. `place` is the waiting queue's; `seniority` counts admissions, and is None before the first.
+    `fork_point`, the number of tokens before the last one known when it began to wait, and the keys are the prefix
+    cache's.
     """
 
     __slots__ = (
         "arrival_s",
+        "block_keys",
         "block_table",
         "finish_reason",
         "first_scheduled_s",
         "first_token_s",
+        "fork_point",
+        "num_cached_tokens",
         "num_computed_tokens",
         "num_preemptions",
         "place",
@@ -37,6 +42,7 @@ class Sequence:
         "slot",
         "status",
         "stop_token_id",
+        "tail_key",
         "token_ids",
     )
 
@@ -46,10 +52,14 @@ class Sequence:
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.output_token_ids]
         self.num_computed_tokens = 0
         self.num_preemptions = 0
+        self.num_cached_tokens: int | None = None
         self.block_table: list[int] = []
         self.slot: int | None = None
         self.place = (0, 0)
         self.seniority: int | None = None
+        self.block_keys: list[bytes] = []
+        self.fork_point = self.num_tokens - 1
+        self.tail_key: bytes | None = None
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None
         self.prompt_logprobs: list[TokenLogprob] = []
@@ -96,6 +106,22 @@ class Sequence:
     def take_prompt_logprobs(self) -> tuple[TokenLogprob, ...] | None:
         """What was learnt of the prompt, when its end is reached for the first time; None if nobody asked."""
         return tuple(self.prompt_logprobs) if self.wants_prompt_logprobs else None
+
+    def skip(self, num_tokens: int) -> None:
+        """Its first `num_tokens` tokens have been absorbed by others: it goes on from there."""
+        self.num_computed_tokens = num_tokens
+        if self.first_token_s is None:
+            # After a preemption it may find what it had absorbed itself, or miss what it had found.
+            before = self.num_prompt_tokens if self.num_cached_tokens is None else self.num_cached_tokens
+            self.num_cached_tokens = min(num_tokens, before)
+
+    def rewind(self) -> None:
+        """It has lost its memory, and waits."""
+        self.num_computed_tokens = 0
+        self.prompt_logprobs.clear()
+        self.status = RequestStatus.WAITING
+        self.fork_point = self.num_tokens - 1
+        self.tail_key = None
 
     def append(self, token_id: int, now_s: float, eos_token_id: int | None) -> None:
         """Takes a sampled token and decides whether it ends the request."""

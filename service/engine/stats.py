@@ -16,6 +16,10 @@ class EngineStats:
     one token of any sequence are `prefill_steps_s`, all others `decode_steps_s`. `start_up` is how long each phase of
     loading took. `by_key` is, for each key that has any, its id, its running and its
     waiting requests. `seconds_per_request` is how long it takes, while there is work, until one more request has ended.
+
+    `num_free_blocks` nobody uses; of them `num_idle_blocks` hold what the prefix cache can find, as do
+    `num_cached_blocks` complete blocks, in use or idle, and `num_snapshots` states. The tokens are those that the
+    prefix cache was asked about, and had; an eviction is a block it had to forget.
     """
 
     replica: str
@@ -31,6 +35,12 @@ class EngineStats:
     num_preemptions: int = 0
     num_resumptions: int = 0
     num_aborted: int = 0
+    num_idle_blocks: int = 0
+    num_cached_blocks: int = 0
+    num_snapshots: int = 0
+    num_queried_tokens: int = 0
+    num_hit_tokens: int = 0
+    num_evictions: int = 0
     step_time_s: float = 0.0
     forward_time_s: float = 0.0
     idle_time_s: float = 0.0

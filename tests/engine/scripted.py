@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from service.engine.block_manager import BlockManager
 from service.engine.engine import Engine
 from service.engine.request import Request, SamplingParams
-from service.engine.scheduler import Scheduler, SchedulerConfig, SchedulerOutput, StepOutput
+from service.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig, SchedulerOutput, StepOutput
+from service.engine.sequence import Sequence
 
 VOCAB_SIZE = 50
 EOS = 0
@@ -33,27 +35,59 @@ def continuation(request: Request, eos: int | None = EOS) -> list[int]:
 
 
 class ScriptedRunner:
-    """Keeps, per slot, the tokens it was really given: a plan that skips, repeats or mixes up tokens shows."""
+    """Keeps, per slot, the tokens it was really given, and, per place in a block, the text whose pair lies there.
 
-    def __init__(self, on_step: Callable[[], None] = lambda: None) -> None:
+    A plan that skips, repeats or mixes up tokens shows, and so does one that shares, copies or reuses what it may not.
+    """
+
+    def __init__(self, block_size: int = 4, on_step: Callable[[], None] = lambda: None) -> None:
+        self.block_size = block_size
         self.absorbed: dict[int, list[int]] = {}
+        self.pairs: dict[int, dict[int, list[int]]] = defaultdict(dict)
+        self.num_computed: Counter[str] = Counter()
         self.max_tokens_seen = 0
         self.on_step = on_step
 
     def execute(self, plan: SchedulerOutput) -> StepOutput:
         self.on_step()
         self.max_tokens_seen = max(self.max_tokens_seen, plan.num_tokens)
-        result: list[int | None] = []
+        self.pairs.update({target: dict(self.pairs[source]) for source, target in plan.block_copies})
+        self.absorbed.update({target: list(self.absorbed[source]) for source, target in plan.slot_copies})
         for item in plan.scheduled:
-            sequence = item.sequence
-            assert sequence.slot is not None
-            if item.start == 0:
-                self.absorbed[sequence.slot] = []
-            tokens = self.absorbed[sequence.slot]
-            assert len(tokens) == item.start
-            tokens += sequence.token_ids[item.start : item.start + item.num_tokens]
-            result.append(next_token(tokens) if item.is_sampled else None)
-        return StepOutput(result)
+            self._absorb(item)
+        for item in plan.scheduled:  # after all have written, so that nobody wrote into what another reads
+            self._check_pairs(item)
+        ends = [self.absorbed[item.sequence.slot or 0] if item.is_sampled else None for item in plan.scheduled]
+        return StepOutput([None if tokens is None else next_token(tokens) for tokens in ends])
+
+    def _absorb(self, item: ScheduledSequence) -> None:
+        sequence = item.sequence
+        assert sequence.slot is not None
+        if item.start == 0:
+            self.absorbed[sequence.slot] = []
+        tokens = self.absorbed[sequence.slot]
+        assert tokens == sequence.token_ids[: item.start]
+        kept = {snapshot.num_tokens: snapshot.slot for snapshot in item.snapshots}
+        assert len(kept) == len(item.snapshots)
+        for token in sequence.token_ids[item.start : item.start + item.num_tokens]:
+            tokens.append(token)
+            if len(tokens) > 1:
+                block, place = self._place(sequence, len(tokens) - 2)
+                self.pairs[block][place] = list(tokens)
+            if (slot := kept.pop(len(tokens), None)) is not None:
+                self.absorbed[slot] = list(tokens)
+        assert not kept, "snapshots of tokens that were not absorbed"
+        self.num_computed[sequence.request_id] += item.num_tokens
+
+    def _check_pairs(self, item: ScheduledSequence) -> None:
+        tokens = item.sequence.token_ids
+        for pair in range(item.start + item.num_tokens - 1):
+            block, place = self._place(item.sequence, pair)
+            assert self.pairs[block][place] == tokens[: pair + 2], "another text's pair"
+
+    def _place(self, sequence: Sequence, pair: int) -> tuple[int, int]:
+        index, place = divmod(pair, self.block_size)
+        return sequence.block_table[index], place
 
 
 class Clock:
@@ -75,13 +109,16 @@ def make_scheduler(
     max_num_batched_tokens: int = 16,
     max_model_len: int = 32,
     clock: Callable[[], float] | None = None,
+    has_prefix_cache: bool = True,
 ) -> Scheduler:
     config = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_model_len, VOCAB_SIZE, EOS)
-    return Scheduler(config, BlockManager(num_blocks, block_size, max_num_seqs), clock or Clock())
+    blocks = BlockManager(num_blocks, block_size, max_num_seqs, has_prefix_cache=has_prefix_cache)
+    return Scheduler(config, blocks, clock or Clock())
 
 
 def make_engine(scheduler: Scheduler | None = None, on_step: Callable[[], None] = lambda: None) -> Engine:
-    return Engine(scheduler or make_scheduler(), ScriptedRunner(on_step))
+    scheduler = scheduler or make_scheduler()
+    return Engine(scheduler, ScriptedRunner(scheduler.blocks.block_size, on_step))
 
 
 def make_request(

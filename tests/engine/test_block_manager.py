@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 
 from service.engine.block_manager import BlockManager
+from service.engine.prefix_cache import CachedPrefix
 from service.engine.sequence import Sequence
 from tests.engine.scripted import make_request
 
 
-def make_sequence() -> Sequence:
-    return Sequence(make_request("a"), 0.0)
+def make_sequence(num_tokens: int = 3) -> Sequence:
+    return Sequence(make_request("a", tuple(range(num_tokens))), 0.0)
 
 
 @pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 0), (2, 1), (5, 1), (6, 2), (9, 2), (10, 3)])
@@ -36,20 +37,19 @@ def test_can_grow_counts_blocks_and_reserve() -> None:
     sequence = make_sequence()
     assert manager.can_grow(sequence, 13)
     assert not manager.can_grow(sequence, 14)
-    assert manager.can_grow(sequence, 9, reserve=1)
-    assert not manager.can_grow(sequence, 9, reserve=2)
-    manager.grow(sequence, 13)
-    assert manager.can_grow(sequence, 12, reserve=5), "nothing is missing, so nothing is reserved against it"
+    sequence = make_sequence(9)
+    assert manager.can_begin(sequence, CachedPrefix(), reserve=1)
+    assert not manager.can_begin(sequence, CachedPrefix(), reserve=2)
 
 
 def test_integrity_sees_a_leak_and_a_double_owner() -> None:
     manager = BlockManager(4, 4, 1)
     first, second = make_sequence(), make_sequence()
     manager.grow(first, 6)
-    with pytest.raises(AssertionError, match="block"):
+    with pytest.raises(AssertionError, match="miscounted"):
         manager.check_integrity([])
     second.block_table = list(first.block_table)
-    with pytest.raises(AssertionError, match="block"):
+    with pytest.raises(AssertionError, match="miscounted"):
         manager.check_integrity([first, second])
     manager.check_integrity([first])
     manager.take_slot(first)

@@ -223,19 +223,38 @@ class RandomTraffic(RuleBasedStateMachine):
         done=st.integers(0, 3),
         timeout_s=st.none() | st.floats(0, 2e-4),
         whose=st.tuples(st.sampled_from("ab"), st.integers(1, 3), st.integers(-1, 1)),
+        begins_like=st.none() | st.tuples(st.integers(0, 5), st.integers(1, 24)),
+        salt=st.sampled_from(["", "", "x"]),
+        num_prompt_logprobs=st.sampled_from([None, None, None, 0]),
     )
     def add(
-        self, prompt: list[int], max_tokens: int, done: int, timeout_s: float | None, whose: tuple[str, int, int]
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        done: int,
+        timeout_s: float | None,
+        whose: tuple[str, int, int],
+        begins_like: tuple[int, int] | None,
+        salt: str,
+        num_prompt_logprobs: int | None,
     ) -> None:
         name = f"r{len(self.requests)}"
-        request = make_request(name, tuple(prompt), max_tokens)
+        if begins_like and self.requests:
+            # Like an earlier text, its continuation included; like all of it when the rest is empty.
+            index, length = begins_like
+            earlier = self.requests[f"r{max(len(self.requests) - 1 - index, 0)}"]
+            text = [*earlier.prompt_token_ids, *continuation(earlier)]
+            prompt = (text[:length] + prompt[: length % 3])[:24]
+        request = make_request(name, tuple(prompt), max_tokens, num_prompt_logprobs=num_prompt_logprobs)
         resumed = continuation(request)[: min(done, max_tokens - 1)]
         # An ended text is not resumed: the gateway has its terminal answer.
         if resumed and resumed[-1] == 0:
             resumed = []
-        request = make_request(name, tuple(prompt), max_tokens, output_token_ids=tuple(resumed))
         key, weight, priority = whose
-        self.engine.add_request(replace(request, timeout_s=timeout_s, key_id=key, weight=weight, priority=priority))
+        request = replace(
+            request, output_token_ids=tuple(resumed), timeout_s=timeout_s, key_id=key, weight=weight, priority=priority
+        )
+        self.engine.add_request(replace(request, cache_salt=salt))
         self.requests[name], self.outputs[name] = request, []
 
     @precondition(lambda self: self.requests)

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.cache import MemoryCache
 from model.checkpoint import save_model
 from model.config import MosaicConfig
 from model.kernels.cpu_kernel import CpuKernel
@@ -23,9 +22,8 @@ from service.engine.engine import Engine
 from service.engine.loader import load_engine
 from service.engine.local_client import LocalEngineClient
 from service.engine.request import FinishReason, Request, RequestOutput, SamplingParams
-from service.engine.runner import ModelRunner
 from service.engine.sampler import SamplingRow, sample
-from service.engine.scheduler import Scheduler, SchedulerConfig
+from tests.engine.served import engine_over
 
 MAX_MODEL_LEN = 64
 CONFIG = MosaicConfig(
@@ -70,19 +68,8 @@ def one_pass(model: MemoryMosaic, request: Request) -> list[int]:
 
 
 def make_engine(model: MemoryMosaic, *, num_blocks: int, block_size: int, max_num_seqs: int, budget: int) -> Engine:
-    cache = MemoryCache(
-        CONFIG,
-        num_blocks=num_blocks,
-        block_size=block_size,
-        num_slots=max_num_seqs,
-        memory_dtype=torch.float64,
-        state_dtype=torch.float64,
-    )
-    limits = SchedulerConfig(max_num_seqs, budget, MAX_MODEL_LEN, CONFIG.vocab_size, CONFIG.eos_token_id)
-    return Engine(
-        Scheduler(limits, BlockManager(num_blocks, block_size, max_num_seqs)),
-        ModelRunner(TorchKernel(model), cache, CONFIG),
-    )
+    blocks = BlockManager(num_blocks, block_size, max_num_seqs)
+    return engine_over(TorchKernel(model), CONFIG, blocks, budget, torch.float64, torch.float64)
 
 
 def run(engine: Engine, requests: list[Request], arrivals: list[int]) -> dict[str, list[int]]:
@@ -161,17 +148,8 @@ def test_with_the_cpu_kernels_no_byte_depends_on_the_schedule(dtype: torch.dtype
     ]
 
     def produce(chosen: list[Request], *, num_blocks: int, max_num_seqs: int, budget: int) -> dict[str, list[int]]:
-        cache = MemoryCache(
-            CONFIG,
-            num_blocks=num_blocks,
-            block_size=16,
-            num_slots=max_num_seqs,
-            memory_dtype=torch.float16,
-            keys_by_dimension=True,
-        )
-        limits = SchedulerConfig(max_num_seqs, budget, MAX_MODEL_LEN, CONFIG.vocab_size, CONFIG.eos_token_id)
-        scheduler = Scheduler(limits, BlockManager(num_blocks, 16, max_num_seqs))
-        return run(Engine(scheduler, ModelRunner(kernel, cache, CONFIG)), chosen, list(range(len(chosen))))
+        engine = engine_over(kernel, CONFIG, BlockManager(num_blocks, 16, max_num_seqs), budget, torch.float16)
+        return run(engine, chosen, list(range(len(chosen))))
 
     alone: dict[str, list[int]] = {}
     for request in requests:
@@ -244,10 +222,7 @@ def test_log_probabilities_are_those_of_one_pass(model: MemoryMosaic, budget: in
 def test_log_probabilities_come_from_the_cpu_kernels_too(budget: int) -> None:
     torch.manual_seed(5)
     plain = MemoryMosaic(CONFIG).eval().requires_grad_(False)
-    cache = MemoryCache(CONFIG, num_blocks=8, block_size=16, num_slots=2, keys_by_dimension=True)
-    limits = SchedulerConfig(2, budget, MAX_MODEL_LEN, CONFIG.vocab_size, CONFIG.eos_token_id)
-    runner = ModelRunner(CpuKernel(plain, num_threads=1), cache, CONFIG)
-    engine = Engine(Scheduler(limits, BlockManager(8, 16, 2)), runner)
+    engine = engine_over(CpuKernel(plain, num_threads=1), CONFIG, BlockManager(8, 16, 2), budget, torch.float32)
     asking = SamplingParams(max_tokens=3, ignore_eos=True, num_prompt_logprobs=1)
     requests = [Request("a", tuple(range(1, 12)), asking), Request("b", (5,) * 7, SamplingParams(max_tokens=3))]
     for request in requests:

@@ -173,8 +173,15 @@ def test_info_tells_what_the_engine_would_do(run: Run) -> None:
     # A pair is a key and a value of n_embd float32 numbers in every layer; the state is three such vectors.
     assert facts["memory"]["bytes_per_token"] == 2 * config.n_layer * config.n_embd * 4
     assert facts["memory"]["bytes_per_sequence"] == 3 * config.n_layer * config.n_embd * 4
-    left = 10 * 2**20 - 64 * facts["memory"]["bytes_per_sequence"]
+    # Beside each of 64 sequences' states a snapshot at its prompt's end, beside every block of 32 pairs another.
+    state = facts["memory"]["bytes_per_sequence"]
+    num_blocks = (10 * 2**20 - 2 * 64 * state) // (32 * facts["memory"]["bytes_per_token"] + state)
+    assert facts["memory"]["snapshot_bytes"] == (num_blocks + 64) * state
+    assert facts["memory"]["full_sequences"] == num_blocks // 2
+    facts = json.loads(run("info", "--json", *limits, "--no-prefix-cache")[1])
+    left = 10 * 2**20 - 64 * state
     assert facts["memory"]["full_sequences"] == left // (64 * facts["memory"]["bytes_per_token"])
+    assert facts["memory"]["snapshot_bytes"] == 0
     assert facts["runtime"]["torch"] == torch.__version__
 
 

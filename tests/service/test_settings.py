@@ -98,6 +98,7 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
         "max_num_batched_tokens": 77,
         "memory": "1MiB",
         "block_size": 8,
+        "prefix_cache": False,
         "max_num_waiting": 6,
         "max_num_waiting_tokens": 9,
     }
@@ -114,6 +115,7 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
         max_num_batched_tokens=77,
         block_size=8,
         memory_bytes=2**20,
+        prefix_cache=False,
         max_num_waiting=6,
         max_num_waiting_tokens=9,
     )

@@ -1,0 +1,273 @@
+"""Finds the beginning of a text in memory: which blocks and snapshots hold which text. Integers and hashes only.
+
+Who holds a block is the block manager's affair; here a block is in use or idle, and an idle one may be evicted.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from service.engine.sequence import Sequence
+
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class StateSnapshot:
+    """The state of a sequence after its first `num_tokens` tokens, kept in `slot` of the memory cache."""
+
+    num_tokens: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPrefix:
+    """The longest beginning of a text that need not be absorbed again.
+
+    `blocks` can be shared as they are. The first pairs of `tail`, if there is one, are the text's, the others are not:
+    it has to be copied. `is_growing`: another sequence is just making it longer.
+    """
+
+    blocks: tuple[int, ...] = ()
+    tail: int | None = None
+    snapshot: StateSnapshot | None = None
+    is_growing: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return 0 if self.snapshot is None else self.snapshot.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """A text that ends within `block`."""
+
+    block: int
+    slot: int
+
+
+class PrefixCache:
+    """What is known of every block whose content can be found again.
+
+    A text is known by a chain of hashes over its tokens and its cache salt. BLAKE2b with 256 bits: nobody can make
+    two texts of one hash, so equal hashes are equal texts. Block m of a text is complete, and gets the hash of all
+    tokens up to there, after (m + 1) * block_size + look_ahead tokens; the state at that point is its snapshot, in a
+    slot that belongs to the block. Beside those there are a few *tails*: the state just before a prompt's last token,
+    for others with the same prompt, which then absorb that one token.
+
+    Slots of snapshots come after the `num_slots` of sequences: one for each block, then `num_slots` for tails.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, num_slots: int, look_ahead: int = 1, *, is_enabled: bool = True
+    ) -> None:
+        self.block_size = block_size
+        self.look_ahead = look_ahead
+        self.is_enabled = is_enabled
+        self.num_queried_tokens = 0
+        self.num_hit_tokens = 0
+        self.num_evictions = 0
+        self._num_blocks = num_blocks
+        self._first_slot = num_slots
+        self._blocks: dict[bytes, int] = {}
+        self._block_keys: dict[int, bytes] = {}
+        # From the least to the most recently used.
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._tails: OrderedDict[bytes, _Tail] = OrderedDict()
+        self._tail_keys: dict[int, bytes] = {}
+        self._free_tail_slots = [num_slots + num_blocks + i for i in range(num_slots if is_enabled else 0)]
+        # What sequences that have begun will have absorbed soon.
+        self._growing: dict[bytes, Sequence] = {}
+
+    @property
+    def num_slots(self) -> int:
+        """Slots for snapshots, of blocks and of tails."""
+        return self._num_blocks + self._first_slot if self.is_enabled else 0
+
+    @property
+    def num_idle_blocks(self) -> int:
+        return len(self._idle)
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Complete blocks that can be found, in use or idle. Each has a snapshot."""
+        return len(self._blocks)
+
+    @property
+    def num_snapshots(self) -> int:
+        return len(self._blocks) + len(self._tails)
+
+    def is_cached(self, block: int) -> bool:
+        return block in self._block_keys or block in self._tail_keys
+
+    def is_idle(self, block: int) -> bool:
+        return block in self._idle
+
+    def find(self, sequence: Sequence) -> CachedPrefix:
+        """The longest prefix of `sequence` in memory that leaves it a token to absorb. Changes nothing."""
+        # Whoever asks about a prompt's tokens needs the logits after each of them.
+        if not self.is_enabled or sequence.wants_prompt_logprobs:
+            return CachedPrefix()
+        keys = self._keys(sequence, sequence.fork_point)
+        blocks: list[int] = []
+        for key in keys:
+            block = self._blocks.get(key)
+            if block is None:
+                return self._whole_blocks(blocks, is_growing=key in self._growing)
+            blocks.append(block)
+        tail_key = self._tail_key(sequence)
+        tail = self._tails.get(tail_key) if tail_key else None
+        if tail is None:
+            return self._whole_blocks(blocks, is_growing=tail_key in self._growing)
+        return CachedPrefix(tuple(blocks), tail.block, StateSnapshot(sequence.fork_point, tail.slot))
+
+    def _whole_blocks(self, blocks: list[int], *, is_growing: bool) -> CachedPrefix:
+        if not blocks:
+            return CachedPrefix(is_growing=is_growing)
+        snapshot = StateSnapshot(self._end(len(blocks) - 1), self._first_slot + blocks[-1])
+        return CachedPrefix(tuple(blocks), None, snapshot, is_growing)
+
+    def begin(self, sequence: Sequence, prefix: CachedPrefix) -> None:
+        """Takes note that `sequence` absorbs now what comes after `prefix`, which is what `find` has found."""
+        if not self.is_enabled:
+            return
+        if prefix.tail is not None:
+            self._tails.move_to_end(self._tail_keys[prefix.tail])
+            if prefix.tail in self._idle:
+                self._idle.move_to_end(prefix.tail)
+        if sequence.num_cached_tokens is None:  # what a preempted sequence finds again is no news
+            self.num_queried_tokens += sequence.num_tokens
+            self.num_hit_tokens += prefix.num_tokens
+        for key in (*self._keys(sequence, sequence.fork_point), self._tail_key(sequence)):
+            if key and key not in self._blocks and key not in self._tails:
+                self._growing.setdefault(key, sequence)
+
+    def end(self, sequence: Sequence) -> None:
+        """Takes note that `sequence` absorbs nothing any more."""
+        for key in (*sequence.block_keys, sequence.tail_key):
+            if key and self._growing.get(key) is sequence:
+                del self._growing[key]
+
+    def snapshots(self, sequence: Sequence, start: int, end: int) -> tuple[StateSnapshot, ...]:
+        """Where to keep which states while `sequence` absorbs its tokens `start` .. `end` - 1. To be booked after."""
+        if not self.is_enabled:
+            return ()
+        first, last = self._num_complete(start), self._num_complete(end)
+        has_tail = start < sequence.fork_point <= end and self._tail_key(sequence)
+        if first == last and not has_tail:
+            return ()
+        wanted = [StateSnapshot(self._end(m), self._first_slot + sequence.block_table[m]) for m in range(first, last)]
+        if has_tail:
+            wanted.append(StateSnapshot(sequence.fork_point, self._take_tail_slot()))
+        return tuple(wanted)
+
+    def book(self, sequence: Sequence, snapshots: tuple[StateSnapshot, ...]) -> None:
+        """These were taken: from now on others can find what `sequence` has absorbed up to there."""
+        for snapshot in snapshots:
+            m, rest = divmod(snapshot.num_tokens - self.look_ahead, self.block_size)
+            if rest:
+                self._book_tail(sequence, sequence.block_table[m], snapshot)
+                continue
+            key = self._keys(sequence, snapshot.num_tokens)[m - 1]
+            block = sequence.block_table[m - 1]
+            if key not in self._blocks:
+                self._blocks[key] = block
+                self._block_keys[block] = key
+            self._growing.pop(key, None)
+
+    def _book_tail(self, sequence: Sequence, block: int, snapshot: StateSnapshot) -> None:
+        key = self._tail_key(sequence)
+        assert key
+        self._growing.pop(key, None)
+        if key in self._tails:
+            self._free_tail_slots.append(snapshot.slot)
+        else:
+            self._tails[key] = _Tail(block, snapshot.slot)
+            self._tail_keys[block] = key
+
+    def use(self, block: int) -> None:
+        """A sequence holds `block` now."""
+        self._idle.pop(block, None)
+
+    def rest(self, block: int) -> None:
+        """No sequence holds `block` any more."""
+        self._idle[block] = None
+
+    def evict(self) -> int:
+        """Forgets the idle block that was used least recently. There must be one."""
+        block, _ = self._idle.popitem(last=False)
+        self.num_evictions += self.is_cached(block)
+        if key := self._block_keys.pop(block, None):
+            del self._blocks[key]
+        if key := self._tail_keys.get(block):
+            self._free_tail_slots.append(self._drop_tail(key).slot)
+        return block
+
+    def _take_tail_slot(self) -> int:
+        if self._free_tail_slots:
+            return self._free_tail_slots.pop()
+        return self._drop_tail(next(iter(self._tails))).slot
+
+    def _drop_tail(self, key: bytes) -> _Tail:
+        tail = self._tails.pop(key)
+        del self._tail_keys[tail.block]
+        if tail.block in self._idle and tail.block not in self._block_keys:
+            self._idle.move_to_end(tail.block, last=False)  # of no use any more
+        return tail
+
+    def _end(self, m: int) -> int:
+        """Tokens after which block m is complete."""
+        return (m + 1) * self.block_size + self.look_ahead
+
+    def _num_complete(self, num_tokens: int) -> int:
+        """Blocks that so many tokens complete."""
+        return max(num_tokens - self.look_ahead, 0) // self.block_size
+
+    def _keys(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
+        """Of every block that `num_tokens` tokens complete. The sequence keeps those worked out before."""
+        keys, num_blocks = sequence.block_keys, self._num_complete(num_tokens)
+        for m in range(len(keys), num_blocks):
+            start = self._end(m - 1) if m else 0
+            keys.append(_chain(keys[-1] if m else _root(sequence), sequence.token_ids[start : self._end(m)]))
+        return keys if len(keys) == num_blocks else keys[:num_blocks]
+
+    def _tail_key(self, sequence: Sequence) -> bytes | None:
+        """Of the text up to the fork point; None where that is the end of a block, or too early for a pair."""
+        num_tokens = sequence.fork_point
+        if (num_tokens - self.look_ahead) % self.block_size == 0 or num_tokens <= self.look_ahead:
+            return None
+        if sequence.tail_key is None:
+            keys = self._keys(sequence, num_tokens)
+            start = self._end(len(keys) - 1) if keys else 0
+            sequence.tail_key = _chain(keys[-1] if keys else _root(sequence), sequence.token_ids[start:num_tokens])
+        return sequence.tail_key
+
+    def check_integrity(self, num_holders: SequenceOf[int], running: Iterable[Sequence]) -> None:
+        """Raises AssertionError when tables, idle blocks or slots contradict each other or `num_holders` per block."""
+        assert {block: key for key, block in self._blocks.items()} == self._block_keys, "blocks and keys differ"
+        assert {tail.block: key for key, tail in self._tails.items()} == self._tail_keys, "tails and keys differ"
+        for block in self._idle:
+            assert num_holders[block] == 0, f"block {block} is idle and held"
+        for block in (*self._block_keys, *self._tail_keys):
+            assert num_holders[block] > 0 or block in self._idle, f"block {block} can be found, but is free"
+        slots = sorted([*self._free_tail_slots, *(tail.slot for tail in self._tails.values())])
+        first = self._first_slot + self._num_blocks
+        assert slots == list(range(first, first + len(slots))), "a tail's slot is lost or has two owners"
+        assert len(slots) == (self._first_slot if self.is_enabled else 0)
+        alive = set(running)
+        for key, sequence in self._growing.items():
+            assert sequence in alive, "a text is awaited from a sequence that does not run"
+            assert key not in self._blocks, "a text is awaited that is there"
+
+
+def _root(sequence: Sequence) -> bytes:
+    return blake2b(sequence.request.cache_salt.encode(), digest_size=_KEY_BYTES).digest()
+
+
+def _chain(key: bytes, token_ids: list[int]) -> bytes:
+    return blake2b(key + array("I", token_ids).tobytes(), digest_size=_KEY_BYTES).digest()

@@ -1,0 +1,35 @@
+"""An engine over a kernel, without a checkpoint's directory and with the sizes that a test wants."""
+
+from __future__ import annotations
+
+import torch
+
+from model.cache import MemoryCache
+from model.config import MosaicConfig
+from model.kernels.kernel import Kernel
+from service.engine.block_manager import BlockManager
+from service.engine.engine import Engine
+from service.engine.runner import ModelRunner
+from service.engine.scheduler import Scheduler, SchedulerConfig
+
+
+def engine_over(
+    kernel: Kernel,
+    config: MosaicConfig,
+    blocks: BlockManager,
+    budget: int,
+    memory_dtype: torch.dtype,
+    state_dtype: torch.dtype = torch.float32,
+) -> Engine:
+    """`budget` is the most tokens of a step; a sequence may be as long as the model was trained for."""
+    cache = MemoryCache(
+        config,
+        num_blocks=blocks.num_blocks,
+        block_size=blocks.block_size,
+        num_slots=blocks.num_slots + blocks.prefix_cache.num_slots,
+        memory_dtype=memory_dtype,
+        state_dtype=state_dtype,
+        keys_by_dimension=kernel.keys_by_dimension,
+    )
+    limits = SchedulerConfig(blocks.num_slots, budget, config.block_size, config.vocab_size, config.eos_token_id)
+    return Engine(Scheduler(limits, blocks), ModelRunner(kernel, cache, config))

@@ -1,0 +1,206 @@
+"""What is found again of a text, what it saves, and what is forgotten first. The runner checks what lies in memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+
+from service.engine.engine import Engine
+from service.engine.prefix_cache import PrefixCache
+from service.engine.request import Request, RequestOutput
+from service.engine.sequence import Sequence
+from tests.engine.scripted import ScriptedRunner, continuation, make_engine, make_request, make_scheduler
+
+SIZE = 4  # pairs in a block
+
+
+def prompt_of(*lengths: int) -> tuple[int, ...]:
+    """A part of so many tokens, then another, ...; equal lengths in the same place give equal parts."""
+    return tuple(1 + (place * 17 + length * 5 + i) % 49 for place, length in enumerate(lengths) for i in range(length))
+
+
+def run(engine: Engine, *requests: Request) -> dict[str, list[RequestOutput]]:
+    """Adds them all at once and steps until everything has ended."""
+    for request in requests:
+        engine.add_request(request)
+    outputs: dict[str, list[RequestOutput]] = defaultdict(list)
+    while engine.has_work:
+        for output in engine.step():
+            outputs[output.request_id].append(output)
+        engine.scheduler.check_integrity()
+    for request in requests:
+        ids = [token for output in outputs[request.request_id] for token in output.new_token_ids]
+        assert ids == continuation(request)
+    return outputs
+
+
+def cached(outputs: list[RequestOutput]) -> int:
+    """What a request was told was cached: with its first output alone."""
+    assert not any(output.num_cached_tokens for output in outputs[1:])
+    return outputs[0].num_cached_tokens
+
+
+def computed(engine: Engine) -> dict[str, int]:
+    assert isinstance(engine.runner, ScriptedRunner)
+    return dict(engine.runner.num_computed)
+
+
+def make(name: str, prompt: tuple[int, ...], max_tokens: int = 2, *, salt: str = "", **sampling: object) -> Request:
+    request = make_request(name, prompt, max_tokens, **({"ignore_eos": True} | sampling))
+    return replace(request, cache_salt=salt)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, SIZE, SIZE + 1, SIZE + 2, 2 * SIZE + 1, 2 * SIZE + 2, 13])
+def test_the_same_prompt_again_costs_one_token(length: int) -> None:
+    engine = make_engine()
+    assert cached(run(engine, make("a", prompt_of(length)))["a"]) == 0
+    # One token is left to predict from. The state after one token has no pair to go with it and is not kept.
+    expected = length - 1 if length > 2 else 0
+    assert cached(run(engine, make("b", prompt_of(length)))["b"]) == expected
+    assert computed(engine)["b"] == length + 1 - expected
+
+
+@pytest.mark.parametrize(
+    ("shared", "found"), [(SIZE, 0), (SIZE + 1, SIZE + 1), (2 * SIZE, SIZE + 1), (2 * SIZE + 1, 2 * SIZE + 1)]
+)
+def test_a_block_is_shared_only_with_the_token_that_completes_it(shared: int, found: int) -> None:
+    """Pair t holds what token t + 1 is: two texts that are equal up to token t alone do not share it."""
+    engine = make_engine()
+    run(engine, make("a", prompt_of(shared, 6)))
+    assert cached(run(engine, make("b", prompt_of(shared, 7)))["b"]) == found
+
+
+def test_a_conversation_goes_on_from_what_was_generated() -> None:
+    engine = make_engine()
+    first = make("a", prompt_of(6), max_tokens=8)
+    run(engine, first)
+    answered = (*first.prompt_token_ids, *continuation(first))
+    assert cached(run(engine, make("b", (*answered, 7, 8, 9)))["b"]) == 13  # of 14; the last was never absorbed
+    assert cached(run(engine, make("c", answered))["c"]) == 13
+
+
+def test_another_salt_shares_nothing() -> None:
+    engine = make_engine()
+    for salt in ("", "a", "b"):
+        assert cached(run(engine, make(f"{salt}1", prompt_of(12), salt=salt))[f"{salt}1"]) == 0
+    for salt in ("", "a", "b"):
+        assert cached(run(engine, make(f"{salt}2", prompt_of(12), salt=salt))[f"{salt}2"]) == 11
+
+
+def test_choices_of_one_prompt_absorb_it_once() -> None:
+    engine = make_engine(make_scheduler(num_blocks=40, max_num_seqs=5, max_num_batched_tokens=16))
+    requests = [make(f"r{i}", prompt_of(27), max_tokens=5) for i in range(5)]
+    outputs = run(engine, *requests)
+    assert [cached(outputs[r.request_id]) for r in requests] == [0, 26, 26, 26, 26]
+    assert list(computed(engine).values()) == [31, 5, 5, 5, 5]
+
+
+def test_choices_hold_the_blocks_of_their_prompt_together() -> None:
+    engine = make_engine(make_scheduler(num_blocks=14, max_num_seqs=4, max_num_batched_tokens=32))
+    for i in range(4):
+        engine.add_request(make(f"r{i}", prompt_of(27), max_tokens=5))
+    for _ in range(3):
+        engine.step()
+    # Six whole blocks once, and a seventh for each.
+    assert [len(s.block_table) for s in engine.scheduler.running] == [7] * 4
+    assert engine.scheduler.blocks.num_free_blocks == 14 - 10
+    assert engine.scheduler.num_preemptions == 0
+
+
+def test_who_was_waited_for_may_go() -> None:
+    engine = make_engine(make_scheduler(num_blocks=40, max_num_batched_tokens=8))
+    for name in "abc":
+        engine.add_request(make(name, prompt_of(27)))
+    engine.step()
+    engine.abort("a")
+    outputs = run(engine, make("d", prompt_of(27)))
+    assert cached(outputs["d"]) == 26
+    # One block was complete; the next in line went on from there, and the others waited for it.
+    assert computed(engine) == {"a": 8, "b": 27 + 1 - 5, "c": 2, "d": 2}
+
+
+def test_others_go_ahead_meanwhile() -> None:
+    engine = make_engine(make_scheduler(num_blocks=40, max_num_batched_tokens=16))
+    for request in (make("a", prompt_of(27)), make("b", prompt_of(27)), make("other", prompt_of(3))):
+        engine.add_request(request)
+    produced = [[output.request_id for output in engine.step()] for _ in range(3)]
+    assert produced == [[], ["a", "other"], ["a", "other", "b"]]
+
+
+def test_one_who_asks_about_its_prompt_absorbs_all_of_it_and_leaves_it_behind() -> None:
+    engine = make_engine()
+    for name in "ab":
+        assert cached(run(engine, make(name, prompt_of(14), num_prompt_logprobs=0))[name]) == 0
+        assert computed(engine)[name] == 15
+    assert cached(run(engine, make("c", prompt_of(14)))["c"]) == 13
+
+
+def test_the_least_recently_used_goes_first_and_the_end_of_a_text_before_its_beginning() -> None:
+    engine = make_engine(make_scheduler(num_blocks=8))
+    run(engine, make("a", prompt_of(13), max_tokens=1))
+    run(engine, make("b", prompt_of(14), max_tokens=1))
+    blocks = engine.scheduler.blocks
+    assert (blocks.num_free_blocks, blocks.prefix_cache.num_idle_blocks) == (8, 6)
+    run(engine, make("a again", prompt_of(13), max_tokens=1))
+    # Two are free, two more must go: those at the end of b.
+    run(engine, make("c", prompt_of(15), max_tokens=1))
+    assert blocks.prefix_cache.num_evictions == 2
+    found = [blocks.prefix_cache.find(Sequence(make("x", prompt_of(n)), 0.0)).num_tokens for n in (13, 14, 15)]
+    assert found == [12, 5, 14]
+
+
+def test_a_preempted_sequence_absorbs_again_only_what_was_evicted() -> None:
+    engine = make_engine(make_scheduler(num_blocks=9, max_num_seqs=2, max_num_batched_tokens=32))
+    requests = [make("a", prompt_of(15), max_tokens=16), make("b", prompt_of(16), max_tokens=14)]
+    outputs = run(engine, *requests)
+    assert engine.scheduler.num_preemptions == 1
+    assert computed(engine)["a"] == 30
+    lost = computed(engine)["b"] - 29
+    assert 0 < lost <= 16
+    assert cached(outputs["b"]) == 0, "what it finds again it had absorbed itself"
+
+
+def test_counts() -> None:
+    engine = make_engine()
+    for name in "ab":
+        run(engine, make(name, prompt_of(15)))
+    cache = engine.scheduler.blocks.prefix_cache
+    assert (cache.num_queried_tokens, cache.num_hit_tokens, cache.num_evictions) == (30, 14, 0)
+    # Three whole blocks, and the state before the last token of the prompt, which lies within the fourth.
+    assert (cache.num_cached_blocks, cache.num_idle_blocks, cache.num_snapshots) == (3, 4, 4)
+
+
+def test_without_it_nothing_is_kept_and_nobody_waits() -> None:
+    engine = make_engine(make_scheduler(has_prefix_cache=False))
+    requests = [make(name, prompt_of(14)) for name in "abc"]
+    outputs = run(engine, *requests)
+    assert [cached(outputs[name]) for name in "abc"] == [0, 0, 0]
+    assert computed(engine) == dict.fromkeys("abc", 15)
+    cache = engine.scheduler.blocks.prefix_cache
+    assert (cache.num_slots, cache.num_snapshots, cache.num_idle_blocks) == (0, 0, 0)
+
+
+def test_hashes_tell_all_texts_apart() -> None:
+    cache = PrefixCache(1, 2, 1)
+    seen: dict[bytes, tuple[object, ...]] = {}
+    for salt in ("", "a"):
+        for length in range(8):
+            for number in range(2**length):
+                tokens = tuple(number >> i & 1 for i in range(length))
+                sequence = Sequence(make("x", (*tokens, 0), salt=salt), 0.0)
+                keys = [*cache._keys(sequence, length), cache._tail_key(sequence)]
+                ends = [3 + 2 * m for m in range(len(keys) - 1)] + [length]
+                for key, end in zip(keys, ends, strict=True):
+                    if key is not None:
+                        assert seen.setdefault(key, (salt, *tokens[:end])) == (salt, *tokens[:end])
+    assert len(seen) == len(set(seen.values()))
+
+
+def test_more_prompts_than_snapshots_of_their_ends() -> None:
+    engine = make_engine(make_scheduler(num_blocks=30, max_num_seqs=2))
+    for i in range(6):
+        run(engine, make(f"r{i}", prompt_of(3 + i, 5), max_tokens=1))
+    told = {i: cached(run(engine, make(f"s{i}", prompt_of(3 + i, 5), max_tokens=1))[f"s{i}"]) for i in (5, 4, 0)}
+    assert told == {5: 12, 4: 11, 0: 5}, "the oldest has its whole blocks alone"
