@@ -110,6 +110,8 @@ def _help(name: str) -> str:
 def _merge(ctx: typer.Context, given: dict[str, Any], config: Path | None) -> ServeSettings:
     given = {name: value for name, value in given.items() if value is not None}
     origins = {name: flag(name) if _is_typed(ctx, name) else env_name(name) for name in given}
+    # What is read here no child inherits, a Ray worker least of all.
+    os.environ.pop(env_name("api_key"), None)
     for variable in unknown_variables(os.environ):
         print(f"tessera: {variable} is ignored: there is no such option", file=sys.stderr)
     return load_settings(given, origins, config)

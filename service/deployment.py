@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from service.config import EngineConfig
 from service.engine.errors import EngineError
 from service.gateway.app import create_app
+from service.keys import load_keys
 from service.ray_client import RayEngineClient
 from service.ray_engine import ENGINE, EngineReplica, LoadEngine, load_engine
 from service.ray_peers import RayPeers
@@ -79,7 +80,9 @@ class GatewayReplica:
         name = context.replica_id.unique_id
         served = served_model(settings, await client.info())
         peers = RayPeers(serve.get_deployment_handle(GATEWAY, context.app_name), name)
-        self._app = create_app(client, served, replace(settings.gateway_settings(), name=name), peers)
+        self._app = create_app(
+            client, served, replace(settings.gateway_settings(), name=name), peers, load_keys(settings)
+        )
 
     async def measurements(self) -> tuple[str, list[Metric]]:
         """This gateway's name and metrics."""

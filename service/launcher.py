@@ -13,8 +13,10 @@ from typing import Any
 from service.engine.async_engine import AsyncEngine
 from service.engine.local_client import LocalEngineClient
 from service.errors import AddressError, UsageError
+from service.gateway.api_keys import KeyRing
 from service.gateway.client import EngineClient
 from service.interrupt import interruptible
+from service.keys import load_keys, reload_keys
 from service.logs import configure_logging
 from service.progress import Progress
 from service.settings import ServeSettings
@@ -28,6 +30,7 @@ def serve_local(settings: ServeSettings, progress: Progress) -> None:
     if settings.replicas > 1 or settings.ray_address:
         raise UsageError("--local is one process without Ray: leave out --replicas and --ray-address")
     require_model(settings.model)
+    keys = load_keys(settings)
     with bind(settings) as sock:
         # The gateway's imports fill the time in which the checkpoint is read and hashed.
         warm_up = threading.Thread(target=import_module, args=("service.gateway.app",), daemon=True)
@@ -35,7 +38,7 @@ def serve_local(settings: ServeSettings, progress: Progress) -> None:
             warm_up.start()
             engine = start_engine(config)
             warm_up.join()
-        run_loop(_serve(settings, engine, sock, progress))
+        run_loop(_serve(settings, engine, sock, progress, keys))
 
 
 def bind(settings: ServeSettings) -> socket.socket:
@@ -56,23 +59,27 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-async def _serve(settings: ServeSettings, engine: AsyncEngine, sock: socket.socket, progress: Progress) -> None:
+async def _serve(
+    settings: ServeSettings, engine: AsyncEngine, sock: socket.socket, progress: Progress, keys: KeyRing | None
+) -> None:
     engine.start()
-    await serve_client(settings, LocalEngineClient(engine), sock, progress)
+    await serve_client(settings, LocalEngineClient(engine), sock, progress, keys)
 
 
-async def serve_client(settings: ServeSettings, client: EngineClient, sock: socket.socket, progress: Progress) -> None:
+async def serve_client(
+    settings: ServeSettings, client: EngineClient, sock: socket.socket, progress: Progress, keys: KeyRing | None
+) -> None:
     """Puts a gateway before `client`, serves until a signal, drains and closes `client`. Raises AddressError."""
     from service.gateway import http_server
     from service.gateway.app import create_app
 
     served = served_model(settings, await client.info())
     url = http_server.url_of(sock)
-    app = create_app(client, served, replace(settings.gateway_settings(), name=url.removeprefix("http://")))
+    app = create_app(client, served, replace(settings.gateway_settings(), name=url.removeprefix("http://")), keys=keys)
 
     def on_ready() -> None:
         app.state.gateway.metrics.started(progress.elapsed_s)
-        progress.say(ready_lines(url, served, progress.elapsed_s))
+        progress.say(ready_lines(url, served, progress.elapsed_s, needs_key=keys is not None))
 
     try:
         num_cut = await http_server.serve(
@@ -81,6 +88,7 @@ async def serve_client(settings: ServeSettings, client: EngineClient, sock: sock
             app.state.drain,
             drain_timeout_s=settings.drain_timeout,
             on_ready=on_ready,
+            on_hangup=(lambda: reload_keys(settings, keys)) if keys is not None and settings.api_key_file else None,
             on_drain=lambda: progress.say("Finishing what is running; a second signal ends it now."),
         )
     except OSError as error:

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 from service.config import EngineConfig
 from service.engine.errors import EngineError
 from service.errors import EngineStartError, ExitCode
+from service.gateway.api_keys import KeyRing
 from service.gateway.client import EngineClient
+from service.keys import load_keys
 from service.launcher import bind, run_loop, serve_client
 from service.logs import configure_logging
 from service.progress import Progress
@@ -43,13 +45,14 @@ def serve_ray(settings: ServeSettings, progress: Progress) -> None:
     configure_logging(settings.log_level)
     config = _engine_config(settings)
     require_model(settings.model)
+    keys = load_keys(settings)
     with bind(settings) as sock:
         # Ray's imports silence this remark about an extra of theirs, but not while another thread imports.
         warnings.filterwarnings("ignore", message="SOCKS support")
         # The gateway's imports fill the time in which Ray's processes start.
         threading.Thread(target=import_module, args=("service.gateway.app",), daemon=True).start()
         try:
-            run_loop(_serve(settings, config, sock, progress))
+            run_loop(_serve(settings, config, sock, progress, keys))
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
 
@@ -63,7 +66,9 @@ def _engine_config(settings: ServeSettings) -> EngineConfig:
     return config
 
 
-async def _serve(settings: ServeSettings, config: EngineConfig, sock: socket.socket, progress: Progress) -> None:
+async def _serve(
+    settings: ServeSettings, config: EngineConfig, sock: socket.socket, progress: Progress, keys: KeyRing | None
+) -> None:
     # One CPU more than replicas, for the process that Serve is controlled by: Ray starts a worker for each at once.
     cluster = RayCluster(settings.ray_address, num_cpus=settings.replicas + 1)
     code = ExitCode.INTERRUPTED
@@ -76,7 +81,7 @@ async def _serve(settings: ServeSettings, config: EngineConfig, sock: socket.soc
                 app_name = _app_name(settings)
                 await cluster.deploy(lambda: _application(settings, config), app_name)
                 client = await _connect(app_name)
-            await serve_client(settings, client, sock, progress)
+            await serve_client(settings, client, sock, progress, keys)
             code = ExitCode.OK
     finally:
         with _signals_ignored():

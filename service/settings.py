@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from service.config import DType, EngineConfig, KernelName
 from service.errors import UsageError
@@ -47,6 +47,9 @@ def split_words(value: object) -> object:
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(split_words)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(split_words)]
+# What no message may show.
+_SECRET = {"api_key"}
 
 
 def option(default: Any, group: str, description: str, **limits: Any) -> Any:
@@ -115,6 +118,25 @@ class ServeSettings(EngineSettings):
         "Web sites whose pages may call this server, such as https://a.example; commas between.",
         metavar="URLS",
     )
+    api_key: Secrets = option(
+        (),
+        "Access",
+        "Keys of which clients must send one, commas between. Better in the environment: others see a command line.",
+        metavar="KEYS",
+    )
+    api_key_file: Path | None = option(
+        None,
+        "Access",
+        "File of keys, one a line, or with limits of each where its name ends in .yaml. Read again on SIGHUP.",
+        metavar="FILE",
+    )
+    requests_per_minute: int | None = option(
+        None, "Access", "Most requests a minute of each key that has no limit of its own.", ge=1
+    )
+    tokens_per_minute: int | None = option(
+        None, "Access", "Most tokens a minute, prompts and completions, of each key that has no limit of its own.", ge=1
+    )
+    public_metrics: bool = option(False, "Access", "Let those without a key see /metrics.")
     drain_timeout: float = option(
         30.0,
         "Server",
@@ -158,7 +180,12 @@ class ServeSettings(EngineSettings):
 
     def gateway_settings(self) -> GatewaySettings:
         """What a gateway is told."""
-        return GatewaySettings(cors_origins=self.cors_origins)
+        return GatewaySettings(
+            cors_origins=self.cors_origins,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            has_public_metrics=self.public_metrics,
+        )
 
 
 def flag(name: str) -> str:
@@ -198,6 +225,8 @@ def load_settings(given: Mapping[str, Any], origins: Mapping[str, str], config: 
         name = str(first["loc"][0])
         origin = origins.get(name) or f"{config}, key {name}"
         reason = first["msg"].removeprefix("Value error, ")
+        if name in _SECRET:
+            raise UsageError(f"{origin}: {reason}") from None
         raise UsageError(f"{origin}: {reason} (got {first['input']!r})") from error
 
 

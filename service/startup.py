@@ -74,15 +74,16 @@ def explain(error: BaseException) -> CommandError | None:
     return None
 
 
-def ready_lines(url: str, served: ServedModel, seconds: float) -> str:
+def ready_lines(url: str, served: ServedModel, seconds: float, *, needs_key: bool = False) -> str:
     """What is served and where, with a request to copy."""
+    key = ' -H "Authorization: Bearer $TESSERA_API_KEY"' if needs_key else ""
     info = served.info
     prompt: object = "Once upon a time" if served.tokenizer else [0]
     request = json.dumps({"model": served.name, "prompt": prompt, "max_tokens": 64})
     return (
         f"\n{served.name} ({info.dtype} on {info.device}, {info.max_model_len} tokens) is ready after {seconds:.1f} s"
         f" at {url}\n\n"
-        f"  curl {url}/v1/completions -H 'Content-Type: application/json' -d {shlex.quote(request)}\n"
+        f"  curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(request)}\n"
     )
 
 

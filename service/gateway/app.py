@@ -10,6 +10,8 @@ from starlette.responses import Response
 
 from service.engine.errors import EngineError
 from service.gateway import completions, models, probes, tokenization
+from service.gateway.api_keys import KeyRing
+from service.gateway.auth import Authenticator
 from service.gateway.client import EngineClient
 from service.gateway.drain import Drain
 from service.gateway.errors import ApiError, to_api_error
@@ -17,11 +19,17 @@ from service.gateway.gateway import Gateway
 from service.gateway.observer import Observer
 from service.gateway.peers import NoPeers, Peers
 from service.gateway.playground import playground_router
+from service.gateway.rate_limit import RateLimiter
 from service.gateway.responses import error_response
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
 from service.metrics import GatewayMetrics
 from service.version import package_version
+
+_EXPOSED_HEADERS = (
+    *("x-request-id", "retry-after"),
+    *(f"x-ratelimit-{what}-{noun}" for noun in ("requests", "tokens") for what in ("limit", "remaining", "reset")),
+)
 
 
 def create_app(
@@ -29,10 +37,12 @@ def create_app(
     served: ServedModel,
     settings: GatewaySettings | None = None,
     peers: Peers | None = None,
+    keys: KeyRing | None = None,
 ) -> FastAPI:
     """The gateway as an ASGI application. `app.state.gateway` is its `Gateway`, `app.state.drain` its `Drain`.
 
-    Neither starts nor closes `engine`. `peers` are the other gateways that listen at the same address.
+    Neither starts nor closes `engine`. `peers` are the other gateways that listen at the same address. Without `keys`
+    everybody may use it.
     """
     settings = settings or GatewaySettings()
     version = package_version()
@@ -41,12 +51,15 @@ def create_app(
     metrics.in_flight.set_function(lambda: drain.num_in_flight)
     # The documentation pages would load scripts from elsewhere; the document itself stays.
     app = FastAPI(title="Tessera", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.gateway = Gateway(engine, served, settings, metrics, drain, peers or NoPeers(), version)
+    limiter = RateLimiter(settings.requests_per_minute, settings.tokens_per_minute)
+    app.state.gateway = Gateway(engine, served, settings, metrics, drain, limiter, peers or NoPeers(), version)
     app.state.drain = drain
     for kind in (ApiError, EngineError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     for router in (completions.router, models.router, tokenization.router, probes.router, playground_router()):
         app.include_router(router)
+    if keys is not None:
+        app.add_middleware(Authenticator, keys=keys, has_public_metrics=settings.has_public_metrics)
     app.add_middleware(Observer, metrics=metrics)
     if settings.cors_origins:
         app.add_middleware(
@@ -54,7 +67,7 @@ def create_app(
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("authorization", "content-type", "x-request-id"),
-            expose_headers=("x-request-id", "retry-after"),
+            expose_headers=_EXPOSED_HEADERS,
         )
     return app
 

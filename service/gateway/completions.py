@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.engine.errors import EngineError
 from service.engine.request import FinishReason
 from service.gateway import streaming
 from service.gateway.body import read_json_object
@@ -22,6 +23,8 @@ from service.gateway.gateway import Gateway, gateway_of
 from service.gateway.merge import OutputMerge
 from service.gateway.openapi import BODY_ERRORS, errors, json_body
 from service.gateway.plan import CompletionPlan, make_plan
+from service.gateway.quota import claim
+from service.gateway.rate_limit import Reservation
 from service.gateway.responses import json_response
 from service.gateway.run import CompletionRun, whole_choices
 from service.gateway.schema import Completion, CompletionRequest
@@ -53,20 +56,23 @@ async def create_completion(request: Request) -> Response:
         exchange.rename(body.get("request_id"))
         params = parse_completion(body)
         plan = await make_plan(params, gateway.served, gateway.settings, exchange.request_id, exchange.started_s)
+        plan, reservation = claim(plan, exchange.key, gateway.served.info, gateway.limiter)
+    exchange.headers |= reservation.headers()
     exchange.fields |= {"model": plan.model, "stream": plan.is_stream, "seed": plan.seed}
     if params.user is not None:
         exchange.fields["user"] = params.user
-    return CompletionResponse(gateway, plan, exchange)
+    return CompletionResponse(gateway, plan, exchange, reservation)
 
 
 class CompletionResponse(Response):
     """Generates while it answers. The status is sent once the engine has given its first output, no earlier."""
 
-    def __init__(self, gateway: Gateway, plan: CompletionPlan, exchange: Exchange) -> None:
+    def __init__(self, gateway: Gateway, plan: CompletionPlan, exchange: Exchange, reservation: Reservation) -> None:
         super().__init__()
         self._gateway = gateway
         self._plan = plan
         self._exchange = exchange
+        self._reservation = reservation
         self._encoder = ChunkEncoder(plan, gateway.served.system_fingerprint)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,6 +95,7 @@ class CompletionResponse(Response):
     async def _whole(self, deltas: list[Delta], run: CompletionRun) -> Response:
         while not run.is_finished:
             deltas += await run.next()
+        self._pay(run)
         choices = [streaming.choice_body(delta) for delta in whole_choices(deltas, len(self._plan.requests))]
         head = streaming.completion_head(self._plan, self._gateway.served.system_fingerprint)
         return json_response({**head, "choices": choices, "usage": run.usage()})
@@ -103,12 +110,17 @@ class CompletionResponse(Response):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                     run.delivered()
                 deltas = await run.next()
+            self._pay(run)
             last = b"".join([encode(delta) for delta in deltas]) + self._ending(run)
         except ClientGoneError:
             raise
         except Exception as error:
             last = self._failure(error, run)
         await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    def _pay(self, run: CompletionRun) -> None:
+        """Before the answer's end, so that a client that comes back at once finds what it did not use."""
+        self._reservation.settle(run.usage()["total_tokens"])
 
     def _ending(self, run: CompletionRun) -> bytes:
         usage = self._encoder.usage(run.usage()) if self._plan.include_usage else b""
@@ -131,10 +143,14 @@ class CompletionResponse(Response):
         except ClientGoneError:
             self._gateway.metrics.cancelled.inc()
             run.settle(FinishReason.ABORT)
+        except EngineError:
+            self._reservation.cancel()  # The engine did not accept it.
+            raise
         except BaseException as error:
             run.settle(_end_reason(error))
             raise
         finally:
+            self._pay(run)
             self._exchange.fields.update(run.log_fields())
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
+from service.gateway.api_keys import ApiKey
 from service.gateway.schema import REQUEST_ID
 
 _SANE_ID = re.compile(REQUEST_ID)
@@ -17,12 +18,17 @@ _KEY = "exchange"
 
 @dataclass(slots=True)
 class Exchange:
-    """`started_s` is on the clock of `time.perf_counter`; `fields` are the extra words of the log line."""
+    """`started_s` is on the clock of `time.perf_counter`; `fields` are the extra words of the log line.
+
+    `key` is who asks, where keys are asked for; `headers` go out with the answer, whatever it is.
+    """
 
     request_id: str
     started_s: float
     status: int | None = None
     fields: dict[str, object] = field(default_factory=dict)
+    key: ApiKey | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
     def rename(self, request_id: object) -> None:
         """Goes on under the id that a body gave, if that is sane."""

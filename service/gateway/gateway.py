@@ -9,6 +9,7 @@ from starlette.requests import Request
 from service.gateway.client import EngineClient
 from service.gateway.drain import Drain
 from service.gateway.peers import Peers
+from service.gateway.rate_limit import RateLimiter
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
 from service.metrics import GatewayMetrics
@@ -23,6 +24,7 @@ class Gateway:
     settings: GatewaySettings
     metrics: GatewayMetrics
     drain: Drain
+    limiter: RateLimiter
     peers: Peers
     version: str
 

@@ -168,18 +168,24 @@ def _configure(app: Any) -> uvicorn.Config:
 class ShutdownSignals:
     """SIGINT and SIGTERM while entered: the first asks to stop, the second to hurry, the third ends the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_hangup: Callable[[], None] | None = None) -> None:
         self.stop = asyncio.Event()
         self.hurry = asyncio.Event()
+        self._handlers: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGINT: self._on_signal,
+            signal.SIGTERM: self._on_signal,
+        }
+        if on_hangup is not None:
+            self._handlers[signal.SIGHUP] = on_hangup
 
     def __enter__(self) -> ShutdownSignals:
         self._loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._loop.add_signal_handler(number, self._on_signal)
+        for number, handler in self._handlers.items():
+            self._loop.add_signal_handler(number, handler)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._handlers:
             self._loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
@@ -200,14 +206,16 @@ async def serve(
     drain_timeout_s: float,
     on_ready: Callable[[], None],
     on_drain: Callable[[], None],
+    on_hangup: Callable[[], None] | None = None,
 ) -> int:
     """Serves `app` on `sock` until SIGINT or SIGTERM, then drains; a second signal cuts the draining short.
 
     While draining, the socket stays open: new requests get the application's refusal and a load balancer reads red
-    readiness. Returns how many requests were ended before their time. Raises OSError where `sock` cannot listen.
+    readiness. SIGHUP calls `on_hangup`; without that it ends the process, as ever. Returns how many requests were ended
+    before their time. Raises OSError where `sock` cannot listen.
     """
     server = _Server(_configure(app))
-    with ShutdownSignals() as signals:
+    with ShutdownSignals(on_hangup) as signals:
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         await _first_of(server.is_ready.wait(), serving)
         if server.is_ready.is_set():

@@ -15,7 +15,7 @@ from service.gateway.served_model import ServedModel
 router = APIRouter()
 
 
-@router.get("/v1/models", response_model=None, responses={200: {"model": ModelList}, **errors(500)})
+@router.get("/v1/models", response_model=None, responses={200: {"model": ModelList}, **errors(401, 500)})
 async def list_models(request: Request) -> Response:
     """All served names."""
     served = gateway_of(request).served
@@ -23,7 +23,7 @@ async def list_models(request: Request) -> Response:
 
 
 @router.get(
-    "/v1/models/{model_id:path}", response_model=None, responses={200: {"model": ModelCard}, **errors(404, 500)}
+    "/v1/models/{model_id:path}", response_model=None, responses={200: {"model": ModelCard}, **errors(401, 404, 500)}
 )
 async def get_model(request: Request, model_id: str) -> Response:
     """One served name."""

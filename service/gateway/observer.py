@@ -40,8 +40,9 @@ class Observer:
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                extra = ((b"x-request-id", exchange.request_id.encode()), (b"x-content-type-options", b"nosniff"))
-                message["headers"] = [*message.get("headers", ()), *extra]
+                extra = {"x-request-id": exchange.request_id, "x-content-type-options": "nosniff", **exchange.headers}
+                encoded = [(name.encode(), value.encode()) for name, value in extra.items()]
+                message["headers"] = [*message.get("headers", ()), *encoded]
             await send(message)
 
         try:

@@ -10,14 +10,17 @@ from service.gateway.schema import ErrorResponse
 
 _REASONS = {
     400: "Something in the request is wrong; `param` says what.",
+    401: "An API key is needed.",
+    403: "The API key may not do this.",
     404: "The model or path does not exist.",
     408: "The body came too slowly.",
     413: "The body is too large.",
     415: "The body is not JSON.",
+    429: "The API key is over its limit; `Retry-After` says when to come back.",
     500: "The server failed.",
     503: "The server is full, going away, or its engine is down.",
 }
-BODY_ERRORS = (400, 404, 408, 413, 415, 500)
+BODY_ERRORS = (400, 401, 404, 408, 413, 415, 429, 500)
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ async def health(request: Request) -> Response:
     return json_response(HealthResponse(status="ok", seconds_since_progress=report.seconds_since_progress))
 
 
-@router.get("/version", response_model=None, responses={200: {"model": VersionResponse}})
+@router.get("/version", response_model=None, responses={200: {"model": VersionResponse}, **errors(401)})
 async def version(request: Request) -> Response:
     """The version of this server."""
     return json_response(VersionResponse(version=gateway_of(request).version))
@@ -57,7 +57,7 @@ async def version(request: Request) -> Response:
 @router.get(
     "/metrics",
     response_model=None,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(500)},
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401, 403, 500)},
 )
 async def metrics(request: Request) -> Response:
     """All metrics, for Prometheus: of every gateway and every engine replica, whichever gateway answers."""

@@ -11,6 +11,8 @@ class GatewaySettings:
 
     `cors_origins` empty means that no other web site may call this server from a browser. `threaded_chars` is the
     length of prompt text from which tokenizing leaves the event loop. `name` tells gateways of the same engines apart.
+    `requests_per_minute` and `tokens_per_minute` bound each API key that has no bounds of its own. `has_public_metrics`
+    lets those without a key see the metrics.
     """
 
     name: str = "0"
@@ -36,9 +38,12 @@ class GatewaySettings:
     drain_grace_s: float = 1.0
     drain_retry_after_s: float = 5.0
     cors_origins: tuple[str, ...] = ()
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    has_public_metrics: bool = False
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
             value = getattr(self, name)
-            if isinstance(value, int | float) and value <= 0:
+            if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.gateway.body import read_json_object
+from service.gateway.exchange import exchange_of
 from service.gateway.gateway import gateway_of
 from service.gateway.openapi import BODY_ERRORS, errors, json_body
 from service.gateway.plan import resolve_model
@@ -26,6 +27,7 @@ router = APIRouter()
 async def tokenize(request: Request) -> Response:
     """Text to token ids."""
     gateway = gateway_of(request)
+    _count_request(request)
     params = parse_tokenize(await read_json_object(request, gateway.settings))
     resolve_model(params.model, gateway.served)
     tokenizer = require_tokenizer(gateway.served, "prompt")
@@ -43,8 +45,15 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """Token ids to text, special tokens spelled out."""
     gateway = gateway_of(request)
+    _count_request(request)
     params = parse_detokenize(await read_json_object(request, gateway.settings))
     resolve_model(params.model, gateway.served)
     tokenizer = require_tokenizer(gateway.served, "tokens")
     check_token_ids(params.tokens, "tokens", "tokens", gateway.served.info.vocab_size)
     return json_response(DetokenizeResponse(prompt=tokenizer.decode(params.tokens, skip_special=False)))
+
+
+def _count_request(request: Request) -> None:
+    """Counts against the key's requests, not its tokens: the engine has nothing to do. Raises ApiError 429."""
+    exchange = exchange_of(request.scope)
+    exchange.headers |= gateway_of(request).limiter.reserve(exchange.key, 0).headers()

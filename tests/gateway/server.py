@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from model.tokenizer import Tokenizer
 from service.engine.stats import EngineInfo
+from service.gateway.api_keys import KeyRing
 from service.gateway.app import create_app
 from service.gateway.client import EngineClient
 from service.gateway.peers import Peers
@@ -42,8 +43,9 @@ class GatewayServer:
         served: ServedModel,
         settings: GatewaySettings | None = None,
         peers: Peers | None = None,
+        keys: KeyRing | None = None,
     ) -> None:
-        self.app: FastAPI = create_app(engine, served, settings, peers)
+        self.app: FastAPI = create_app(engine, served, settings, peers, keys)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -97,7 +97,7 @@ def test_the_document_describes_bodies_and_errors(client: httpx.Client) -> None:
     assert body["properties"]["temperature"]["type"] == ["number", "null"]
     assert {"minimum", "maximum", "default", "description"} <= body["properties"]["temperature"].keys()
     assert "$ref" not in str(body)
-    assert set(operation["responses"]) == {"200", "400", "404", "408", "413", "415", "500", "503"}
+    assert set(operation["responses"]) == {"200", "400", "401", "404", "408", "413", "415", "429", "500", "503"}
     error = operation["responses"]["503"]["content"]["application/json"]["schema"]
     assert error == {"$ref": "#/components/schemas/ErrorResponse"}
     for path in ("/", "/static/{name}"):

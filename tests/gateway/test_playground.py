@@ -14,9 +14,10 @@ import pytest
 from model.tokenizer import Tokenizer
 from service.engine.errors import EngineOverloadedError
 from service.engine.request import FinishReason
+from service.gateway.api_keys import KeyRing, keys_of_options
 from tests.gateway.browser import Browser, find_browser
 from tests.gateway.fake_engine import FakeEngine, hang, say, steps
-from tests.gateway.server import GatewayServer, wait_until
+from tests.gateway.server import GatewayServer, served_model, wait_until
 
 STORY = ' there was a fox 🦊 who said "hello" & ran.'
 
@@ -204,3 +205,30 @@ def contrast(one: tuple[float, float, float], other: tuple[float, float, float])
     """Contrast ratio as WCAG 2 defines it."""
     light, dark = sorted((luminance(one), luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
+
+
+def test_a_server_with_keys_asks_for_one_and_the_tab_remembers_it(
+    shared_browser: Browser, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
+    engine.script = say(tokenizer.encode(" was a fox"))
+    secret = "sk-0123456789"
+    keys = KeyRing(keys_of_options([secret]))
+    is_asked = "document.getElementById('key').checkVisibility()"
+    with GatewayServer(engine, served_model(tokenizer=tokenizer), keys=keys) as server:
+        shared_browser.open(server.url + "/")
+        shared_browser.wait_for(is_asked)
+        assert "API key is needed" in shared_browser.js("document.getElementById('model').textContent")
+        fill(shared_browser, "key", secret)
+        shared_browser.js("document.getElementById('key').blur()")
+        shared_browser.wait_for("document.getElementById('model').textContent.includes('mosaic')")
+        shared_browser.js("document.getElementById('generate').click()")
+        finished(shared_browser)
+        assert shared_browser.js("document.getElementById('text').textContent") == " was a fox"
+        page = shared_browser.js("document.body.textContent")
+        assert secret not in page
+        assert "Bearer $TESSERA_API_KEY" in page
+        shared_browser.open(server.url + "/?again")
+        shared_browser.wait_for("document.getElementById('model').textContent.includes('mosaic')")
+        assert not engine.running
+    # That a key is missing is all that the browser complained of.
+    assert all("401" in problem for problem in shared_browser.problems)

@@ -4,6 +4,8 @@ const element = (id) => document.getElementById(id);
 const form = element("form");
 const API = new URL("v1/completions", document.baseURI);
 
+const KEY = "tessera-api-key"; // Of the tab's session storage.
+
 let running = null; // The AbortController of the request in flight.
 
 function requestBody() {
@@ -22,7 +24,28 @@ function requestBody() {
 
 function curlCommand() {
   const quoted = JSON.stringify(requestBody(), null, 1).replace(/\n\s*/g, " ").replaceAll("'", "'\\''");
-  return `curl -N ${API} \\\n  -H 'Content-Type: application/json' \\\n  -d '${quoted}'`;
+  const key = apiKey() ? ` \\\n  -H "Authorization: Bearer $TESSERA_API_KEY"` : "";
+  return `curl -N ${API} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d '${quoted}'`;
+}
+
+function apiKey() {
+  return element("key").value.trim();
+}
+
+// What a request to the server carries. A key the browser cannot send in a header is left out, and so refused.
+function headers(more = {}) {
+  const key = apiKey();
+  return /^[!-~]+$/.test(key) ? { ...more, Authorization: `Bearer ${key}` } : more;
+}
+
+function askForKey() {
+  element("key-field").hidden = false;
+  element("key").focus();
+}
+
+function keepKey() {
+  sessionStorage.setItem(KEY, apiKey());
+  showModel();
 }
 
 function showSettings() {
@@ -129,10 +152,11 @@ async function stream(body, signal) {
   const result = new Result();
   const response = await fetch(API, {
     method: "POST",
-    headers: { "Content-Type": "application/json" },
+    headers: headers({ "Content-Type": "application/json" }),
     body: JSON.stringify(body),
     signal,
   });
+  if (response.status === 401) askForKey();
   if (!response.ok) throw new Error(await errorOf(response));
   for await (const data of events(response)) {
     if (data === "[DONE]") result.isDone = true;
@@ -188,7 +212,12 @@ async function copyCurl() {
 
 async function showModel() {
   try {
-    const response = await fetch(new URL("v1/models", document.baseURI));
+    const response = await fetch(new URL("v1/models", document.baseURI), { headers: headers() });
+    if (response.status === 401) {
+      askForKey();
+      element("model").textContent = await errorOf(response);
+      return;
+    }
     const [model] = (await response.json()).data;
     element("model").textContent = `${model.id} · up to ${model.max_model_len} tokens`;
     element("max-tokens").max = String(model.max_model_len);
@@ -202,6 +231,7 @@ form.addEventListener("submit", (event) => {
   generate();
 });
 form.addEventListener("input", showSettings);
+element("key").addEventListener("change", keepKey);
 element("stop").addEventListener("click", stop);
 element("copy").addEventListener("click", copyCurl);
 element("reuse").addEventListener("click", () => {
@@ -218,5 +248,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+element("key").value = sessionStorage.getItem(KEY) ?? "";
+element("key-field").hidden = !apiKey();
 showSettings();
 showModel();

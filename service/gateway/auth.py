@@ -1,0 +1,63 @@
+"""Lets only those in who have a key: a layer before every route but a few."""
+
+from __future__ import annotations
+
+from starlette._utils import get_route_path  # what routing itself goes by
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.gateway.api_keys import KeyRing
+from service.gateway.errors import ApiError
+from service.gateway.exchange import exchange_of
+from service.gateway.responses import error_response
+
+# What a load balancer asks, and the page, which has nothing to hide: it asks its user for a key.
+OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/", ""})
+OPEN_PREFIX = "/static/"
+ADMIN_PATHS = frozenset({"/metrics"})
+
+
+class Authenticator:
+    """ASGI middleware, to be put inside of `Observer`."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, *, has_public_metrics: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._open = OPEN_PATHS | ADMIN_PATHS if has_public_metrics else OPEN_PATHS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except ApiError as error:
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        path = get_route_path(scope)
+        if path in self._open or path.startswith(OPEN_PREFIX):
+            return
+        exchange = exchange_of(scope)
+        key = self._keys.find(_secret(scope))
+        if key is None:
+            raise _unauthorized("the API key is not known here")
+        exchange.key = key
+        exchange.fields["key"] = key.id
+        if path in ADMIN_PATHS and not key.admin:
+            raise ApiError(403, "this needs an API key with 'admin'", code="not_admin")
+
+
+def _secret(scope: Scope) -> bytes:
+    given = Headers(scope=scope).getlist("authorization")
+    if not given:
+        raise _unauthorized("an API key is needed: send 'Authorization: Bearer <key>'")
+    scheme, _, secret = given[0].strip().partition(" ")
+    if len(given) > 1 or scheme.lower() != "bearer" or not secret.strip():
+        raise _unauthorized("the Authorization header must be 'Bearer <key>'")
+    return secret.strip().encode("latin-1")
+
+
+def _unauthorized(message: str) -> ApiError:
+    headers = {"WWW-Authenticate": 'Bearer realm="tessera"'}
+    return ApiError(401, message, code="invalid_api_key", headers=headers)
