@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels import training
+
 CHUNK_TOKENS = 64
 """Tokens that the parallel leaky average combines by one matrix product."""
 
@@ -23,6 +25,8 @@ def compute_dtype(weight_dtype: torch.dtype) -> torch.dtype:
 
 def unit(x: Tensor, eps: float) -> Tensor:
     """x / (|x| + eps) along the last dimension. The zero vector stays zero, also for eps = 0."""
+    if training.trains(x):
+        return training.normalise(x, eps)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     y: Tensor = x * torch.reciprocal(norm + max(eps, torch.finfo(x.dtype).tiny))
     return y
@@ -35,6 +39,8 @@ def leaky_average(x: Tensor, log_decay: Tensor) -> Tensor:
     out, since keys are normalised afterwards. Chunks are summed by one triangular matrix per head; what enters a
     chunk is itself the leaky average of the chunks' ends, so no matrix exceeds CHUNK_TOKENS squared.
     """
+    if training.trains(x, log_decay):
+        return training.average(x, log_decay)
     with torch.autocast(x.device.type, enabled=False):
         return _leaky_average(x, log_decay)
 
@@ -69,6 +75,8 @@ def read(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = No
     `mask`, four-dimensional, is added to the logits [batch, heads, asked, pairs], or says which of them count; with
     `causal`, query i sees pairs 0 .. i.
     """
+    if mask is None and training.trains(queries, keys, values):
+        return training.smooth(queries, keys, values, causal=causal)
     with torch.autocast(queries.device.type, enabled=False):
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal, scale=1.0)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.tokenizer import TOKENIZER_FILE
 from model.training.networks import make_network, network_config, save_network
-from model.training.optimiser import learning_rate, make_optimiser
+from model.training.optimiser import learning_rate, make_optimisers
 from model.training.order import WindowOrder
 from model.training.processes import Processes
 from model.training.recipe import Recipe
@@ -44,12 +44,12 @@ class Trainer:
         self.config = network_config(recipe, packed.tokenizer)
         torch.manual_seed(training.seed)
         self.network = make_network(self.config).to(self.device).train()
-        self.optimiser = make_optimiser(self.network, training)
+        self.optimisers = make_optimisers(self.network, training)
         weights = [source.weight for source in recipe.data.sources]
         self.order = WindowOrder(packed.sources, weights, recipe.data.window, training.seed)
         self.validation = Validation(packed, recipe.data.window, recipe.run.evaluation_windows, training.micro_batch)
         self.fixed = {**recipe.fixed(), "tokens": packed.digest}
-        self.progress = load_state(recipe.run.directory / STATE, self.network, self.optimiser, self.fixed)
+        self.progress = load_state(recipe.run.directory / STATE, self.network, self.optimisers, self.fixed)
 
     def run(self, is_stopped: Callable[[], bool] = lambda: False) -> bool:
         """Trains to the last step, or until `is_stopped`; either way the state is saved. Whether it came to the end.
@@ -82,7 +82,7 @@ class Trainer:
         """Writes the state, and the model as it is, from the first process."""
         if self.processes.is_first:
             directory = self.recipe.run.directory
-            save_state(directory / STATE, self.network, self.optimiser, self.progress, self.fixed)
+            save_state(directory / STATE, self.network, self.optimisers, self.progress, self.fixed)
             save_network(self.network, self.config, directory / MODEL, self.recipe.run.weights)
             tokenizer = (tokens_directory(self.recipe) / TOKENIZER_FILE).read_text(encoding="utf-8")
             (directory / MODEL / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
@@ -109,7 +109,7 @@ class Trainer:
         # What a network draws in a step depends on nothing before it.
         torch.manual_seed((training.seed << 32) + step * processes.size + processes.rank)
         rate = learning_rate(step, training)
-        for group in self.optimiser.param_groups:
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = rate
         mine = training.batch // processes.size
         first = step * training.batch + processes.rank * mine
@@ -123,8 +123,9 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), training.clip)
         if not math.isfinite(float(total)) or not math.isfinite(float(norm)):
             raise FloatingPointError(f"step {step}: the loss is {float(total)}, its gradient's norm {float(norm)}")
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        self.network.zero_grad(set_to_none=True)
         return float(total), float(norm)
 
     def _loss(self, first_window: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""AdamW over a network's parameters, and the learning rate at every step."""
+"""What moves a network's parameters, AdamW and Muon, and the learning rate at every step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,25 @@ from torch import nn
 from model.training.recipe import Training
 
 
-def make_optimiser(network: nn.Module, training: Training) -> torch.optim.Optimizer:
+def make_optimisers(network: nn.Module, training: Training) -> list[torch.optim.Optimizer]:
     """Weight decay pulls at matrices only: norms, biases, scales and leaks go where the loss wants them."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    by_muon = [p for name, p in parameters.items() if training.optimiser == "muon" and _is_block_matrix(name, p)]
+    others = [p for p in parameters.values() if not any(p is matrix for matrix in by_muon)]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": training.weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=training.betas, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=0.0, betas=training.betas, fused=True)
+    if not by_muon:
+        return [adamw]
+    # Its steps are scaled to the size that AdamW's have, so that one learning rate serves both.
+    muon = torch.optim.Muon(by_muon, lr=0.0, weight_decay=training.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [adamw, muon]
+
+
+def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return name.startswith("blocks.") and parameter.ndim == 2
 
 
 def learning_rate(step: int, training: Training) -> float:

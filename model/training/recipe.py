@@ -55,6 +55,8 @@ class Training(_Part):
     """Windows per step, over all processes."""
     micro_batch: Count
     """Windows that one process computes at a time; gradients accumulate until the batch is done."""
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """muon: the blocks' matrices move by orthogonal steps, all else by AdamW."""
     learning_rate: Positive
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: a cosine down to `final_learning_rate`; or constant, with a decay over the last steps."""
@@ -103,7 +105,7 @@ class Recipe(_Part):
     def fixed(self) -> dict[str, Any]:
         """What has to stay as it is when a run is resumed; schedule, log and places may change."""
         data = {"window": self.data.window, "weights": [source.weight for source in self.data.sources]}
-        training = self.training.model_dump(mode="json", include={"batch", "seed", "betas", "autocast"})
+        training = self.training.model_dump(mode="json", include={"batch", "seed", "optimiser", "betas", "autocast"})
         return {"model": dict(self.model), "data": data, "training": training}
 
 

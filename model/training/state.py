@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,18 @@ class Progress:
 
 
 def save_state(
-    directory: Path, network: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, fixed: Mapping[str, Any]
+    directory: Path,
+    network: nn.Module,
+    optimisers: Sequence[torch.optim.Optimizer],
+    progress: Progress,
+    fixed: Mapping[str, Any],
 ) -> None:
     """Writes weights, moments and progress under `directory`, then removes what was there before."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    names = _names(network, optimiser)
-    for number, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{kind}.{names[number]}": tensor for kind, tensor in moments.items()}
+    for optimiser in optimisers:
+        names = _names(network, optimiser)
+        for number, moments in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{kind}.{names[number]}": tensor for kind, tensor in moments.items()}
     target = directory / f"{_PREFIX}{progress.step:08d}"
     partial = directory / f".{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -59,7 +64,7 @@ def save_state(
 
 
 def load_state(
-    directory: Path, network: nn.Module, optimiser: torch.optim.Optimizer, fixed: Mapping[str, Any]
+    directory: Path, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], fixed: Mapping[str, Any]
 ) -> Progress:
     """Restores the latest state under `directory`; the beginning where there is none.
 
@@ -75,7 +80,8 @@ def load_state(
         tensors = load_file(latest / TENSORS_FILE)
         _check_fixed(facts["fixed"], json.loads(json.dumps(fixed)))
         network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
-        _load_optimiser(network, optimiser, tensors)
+        for optimiser in optimisers:
+            _load_optimiser(network, optimiser, tensors)
         return Progress(**facts["progress"])
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{latest}: {error}") from error
@@ -95,8 +101,8 @@ def _load_optimiser(network: nn.Module, optimiser: torch.optim.Optimizer, tensor
     numbers = {name: number for number, name in enumerate(_names(network, optimiser))}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        if key.startswith("optimiser."):
-            _, kind, name = key.split(".", 2)
+        kind, _, name = key.removeprefix("optimiser.").partition(".")
+        if key.startswith("optimiser.") and name in numbers:
             state.setdefault(numbers[name], {})[kind] = tensor
     for number, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
         for kind, tensor in state.get(number, {}).items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.mosaic_v1 import MemoryMosaic
-from model.training.optimiser import learning_rate, make_optimiser
+from model.training.optimiser import learning_rate, make_optimisers
 from model.training.recipe import Training
 from tests.model.mosaics import small_config
 
@@ -36,7 +36,7 @@ def test_constant_until_the_decay() -> None:
 
 def test_only_matrices_decay() -> None:
     model = MemoryMosaic(small_config(bias=True))
-    optimiser = make_optimiser(model, training(weight_decay=0.5, learning_rate=0.1))
+    (optimiser,) = make_optimisers(model, training(weight_decay=0.5, learning_rate=0.1))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for group in optimiser.param_groups:
         group["lr"] = 0.1
@@ -46,3 +46,13 @@ def test_only_matrices_decay() -> None:
     for name, parameter in model.named_parameters():
         shrunk = 0.95 if parameter.ndim > 1 else 1.0
         torch.testing.assert_close(parameter.detach(), before[name] * shrunk)
+
+
+def test_muon_moves_the_blocks_matrices_and_adamw_the_rest() -> None:
+    model = MemoryMosaic(small_config(bias=True))
+    adamw, muon = make_optimisers(model, training(optimiser="muon"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    moved = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in (adamw, muon)]
+    assert sorted(moved[0] + moved[1]) == sorted(names.values())
+    assert {name.rsplit(".", 2)[-2] for name in moved[1]} == {"projection", "output"}
+    assert "blocks.0.persistent.keys" in moved[0]

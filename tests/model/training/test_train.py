@@ -79,7 +79,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(corpus: Path, monkeypatch: pytes
     if draws:
         monkeypatch.setattr(loop, "make_network", lambda config: Forgetful(make_network(config)))
         monkeypatch.setattr(loop, "save_network", lambda *_: (corpus / "run" / "model").mkdir(exist_ok=True))
-    path = write_recipe(corpus, run={"weights": "bfloat16"})
+    path = write_recipe(corpus, training={"optimiser": "muon" if draws else "adamw"}, run={"weights": "bfloat16"})
     packed = pack(load_recipe(path).data, corpus / "run" / "tokens")
 
     def train(stop_after: int) -> bool:

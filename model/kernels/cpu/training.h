@@ -1,0 +1,75 @@
+// What the training kernels are given: views of float32 tensors, and the functions compiled for each instruction set.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "model.h"
+#include "paths.h"
+#include "threads.h"
+
+namespace mosaic {
+
+// [batch, rows, heads, dim] in any order of the first three; `dim` is contiguous. Mirrored by training_library.py.
+struct View {
+  float* data;
+  int64_t batch_stride, row_stride, head_stride;
+
+  float* row(int64_t batch, int64_t head, int64_t row) const {
+    return data + batch * batch_stride + head * head_stride + row * row_stride;
+  }
+};
+
+// y_q = sum_i softmax_i(query_q . key_i) value_i over pairs 0 .. pairs - 1, or 0 .. q if causal.
+struct Smoothing {
+  int64_t batches, heads, queries, pairs, dim, causal;
+  View query, key, value, output;
+  float* log_sum;  // [batch, head, query]: logarithm of the sum of exponentials
+  View output_gradient, query_gradient, key_gradient, value_gradient;
+};
+
+// y_t = x_t + decay * y_{t-1} per head; backwards the same from the end, and the gradient of the decay.
+struct Averaging {
+  int64_t batches, heads, time, dim;
+  const float* decay;  // [heads]
+  View input, output;
+  View output_gradient, input_gradient;
+  float* decay_gradient;  // [batch, heads]
+};
+
+// y = x / (|x| + eps) for rows of `dim` numbers.
+struct Normalising {
+  int64_t rows, dim;
+  float eps;
+  const float* input;
+  float *output, *scale;  // scale: [rows], 1 / (|x| + eps)
+  const float* output_gradient;
+  float* input_gradient;
+};
+
+enum Purpose {
+  kQueries, kOutputs, kUpstream, kLogits, kSlopes,
+  kKeys, kKeysAcross, kValues, kValuesAcross, kKeySums, kValueSums,
+  kPurposes
+};
+
+// Memory of this thread for one purpose, aligned for vectors; it holds what it held before. In no instruction set's
+// namespace, so that the standard library is not compiled for one.
+float* training_scratch(Purpose purpose, int64_t size);
+
+#define MOSAIC_TRAINING(isa)                          \
+  namespace isa {                                     \
+  void smooth_forward(const Smoothing&, Team&);       \
+  void smooth_backward(const Smoothing&, Team&);      \
+  void average_forward(const Averaging&, Team&);      \
+  void average_backward(const Averaging&, Team&);     \
+  void normalise_forward(const Normalising&, Team&);  \
+  void normalise_backward(const Normalising&, Team&); \
+  }
+MOSAIC_TRAINING(avx512bf16)
+MOSAIC_TRAINING(avx2)
+MOSAIC_TRAINING(generic)
+#undef MOSAIC_TRAINING
+
+}  // namespace mosaic

@@ -1,0 +1,309 @@
+// Training's arithmetic in float32: kernel smoothing, leaky averages and norms, forwards and backwards. No include guard,
+// as simd.inl. A smoothing is computed in blocks of logits that stay in the cache, never as a whole matrix.
+
+namespace mosaic {
+namespace MOSAIC_ISA {
+
+constexpr int kQueryBlock = 48, kPairBlock = 96;  // multiples of every tile's rows; pairs of a whole vector too
+
+// c[M, 16 N] (+)= a[M, depth] b[depth, 16 N]; a is read at any strides, b and c in rows.
+template <int M, int N, bool kAdds>
+static inline void tile(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_row, float* c,
+                        int64_t c_row, int64_t depth) {
+  f32x16 sums[M][N];
+#pragma GCC unroll 24
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) sums[m][n] = kAdds ? load(c + m * c_row + n * kLanes) : f32x16{};
+  for (int64_t p = 0; p < depth; ++p) {
+    f32x16 row[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) row[n] = load(b + p * b_row + n * kLanes);
+#pragma GCC unroll 24
+    for (int m = 0; m < M; ++m) {
+      const f32x16 factor = splat(a[m * a_row + p * a_depth]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) sums[m][n] = fma(factor, row[n], sums[m][n]);
+    }
+  }
+#pragma GCC unroll 24
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) store(c + m * c_row + n * kLanes, sums[m][n]);
+}
+
+// The same for `rows` a multiple of 24 and `columns` of 16.
+template <bool kAdds>
+static void product(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_row, float* c,
+                    int64_t c_row, int64_t rows, int64_t columns, int64_t depth) {
+  for (int64_t n = 0; n < columns;) {
+    const int64_t left = (columns - n) / kLanes;
+    const int vectors = left == 4 || left == 8 ? 4 : left >= 3 ? 3 : static_cast<int>(left);
+    const int step = 24 / vectors;
+    for (int64_t m = 0; m < rows; m += step) {
+      const float* const am = a + m * a_row;
+      float* const cm = c + m * c_row + n;
+      switch (vectors) {
+        case 4: tile<6, 4, kAdds>(am, a_row, a_depth, b + n, b_row, cm, c_row, depth); break;
+        case 3: tile<8, 3, kAdds>(am, a_row, a_depth, b + n, b_row, cm, c_row, depth); break;
+        case 2: tile<12, 2, kAdds>(am, a_row, a_depth, b + n, b_row, cm, c_row, depth); break;
+        default: tile<24, 1, kAdds>(am, a_row, a_depth, b + n, b_row, cm, c_row, depth);
+      }
+    }
+    n += vectors * kLanes;
+  }
+}
+
+// Rows of a view as [count, width], zeros behind dim and behind the last row.
+static void gather(const View& view, int64_t batch, int64_t head, int64_t first, int64_t rows, int64_t count,
+                   int64_t dim, int64_t width, float* to) {
+  for (int64_t r = 0; r < count; ++r, to += width) {
+    if (r < rows) memcpy(to, view.row(batch, head, first + r), dim * sizeof(float));
+    const int64_t written = r < rows ? dim : 0;
+    memset(to + written, 0, (width - written) * sizeof(float));
+  }
+}
+
+static void scatter(const float* from, int64_t width, const View& view, int64_t batch, int64_t head, int64_t first,
+                    int64_t rows, int64_t dim) {
+  for (int64_t r = 0; r < rows; ++r) memcpy(view.row(batch, head, first + r), from + r * width, dim * sizeof(float));
+}
+
+// [rows, width] -> blocks of [width, kPairBlock]: vectors hold neighbouring rows.
+static void turn(const float* from, int64_t width, int64_t rows, float* to) {
+  for (int64_t block = 0; block < rows; block += kPairBlock)
+    for (int64_t d = 0; d < width; ++d)
+      for (int64_t r = 0; r < kPairBlock; ++r) *to++ = from[(block + r) * width + d];
+}
+
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// How many of a block's pairs query q sees; q counts from the first query, `first` is the block's first pair.
+static int64_t visible(const Smoothing& s, int64_t q, int64_t first) {
+  const int64_t end = s.causal && q + 1 < s.pairs ? q + 1 : s.pairs;
+  return end <= first ? 0 : end - first < kPairBlock ? end - first : kPairBlock;
+}
+
+// Sets the logits of a row from `count` on to what exp turns into 0.
+static void hide(float* logits, int64_t count) {
+  for (int64_t j = count; j < kPairBlock; ++j) logits[j] = -1e30f;
+}
+
+static float dot(const float* a, const float* b, int64_t width) {
+  f32x16 total{};
+  for (int64_t d = 0; d < width; d += kLanes) total = fma(load(a + d), load(b + d), total);
+  return sum(total);
+}
+
+// One row of logits into weights exp(logit - highest) with the highest logit so far; `output` holds the sums before.
+static void weigh(float* logits, int64_t width, float* output, float& highest, float& total) {
+  f32x16 most = splat(highest);
+  for (int j = 0; j < kPairBlock; j += kLanes) most = max(most, load(logits + j));
+  const float now = largest(most);
+  f32x16 added{};
+  for (int j = 0; j < kPairBlock; j += kLanes) {
+    const f32x16 weight = exp_nonpositive(load(logits + j) - splat(now));
+    store(logits + j, weight);
+    added += weight;
+  }
+  if (now != highest) {
+    const float fades = exp_nonpositive(highest - now);
+    for (int64_t d = 0; d < width; d += kLanes) store(output + d, load(output + d) * splat(fades));
+    total *= fades;
+    highest = now;
+  }
+  total += sum(added);
+}
+
+static void smooth_block(const Smoothing& s, int64_t batch, int64_t head, int64_t first, const float* keys_across,
+                         const float* values, int64_t width) {
+  const int64_t rows = s.queries - first < kQueryBlock ? s.queries - first : kQueryBlock;
+  float* const queries = training_scratch(kQueries, kQueryBlock * width);
+  float* const outputs = training_scratch(kOutputs, kQueryBlock * width);
+  float* const logits = training_scratch(kLogits, kQueryBlock * kPairBlock);
+  float highest[kQueryBlock], total[kQueryBlock] = {};
+  for (float& h : highest) h = -1e30f;
+  gather(s.query, batch, head, first, rows, kQueryBlock, s.dim, width, queries);
+  memset(outputs, 0, kQueryBlock * width * sizeof(float));
+  for (int64_t pair = 0; pair < s.pairs && visible(s, first + rows - 1, pair) > 0; pair += kPairBlock) {
+    product<false>(queries, width, 1, keys_across + pair * width, kPairBlock, logits, kPairBlock, kQueryBlock,
+                   kPairBlock, s.dim);
+    for (int64_t r = 0; r < kQueryBlock; ++r) {
+      float* const row = logits + r * kPairBlock;
+      hide(row, r < rows ? visible(s, first + r, pair) : 0);
+      weigh(row, width, outputs + r * width, highest[r], total[r]);
+    }
+    product<true>(logits, kPairBlock, 1, values + pair * width, width, outputs, width, kQueryBlock, width, kPairBlock);
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const float share = 1 / total[r];
+    for (int64_t d = 0; d < width; d += kLanes)
+      store(outputs + r * width + d, load(outputs + r * width + d) * splat(share));
+    s.log_sum[(batch * s.heads + head) * s.queries + first + r] = highest[r] + logf(total[r]);
+  }
+  scatter(outputs, width, s.output, batch, head, first, rows, s.dim);
+}
+
+void smooth_forward(const Smoothing& s, Team& team) {
+  const int64_t width = round_up(s.dim, kLanes), pairs = round_up(s.pairs, kPairBlock);
+  constexpr int64_t kPiece = 8 * kQueryBlock;  // enough for the keys to be worth turning
+  const int64_t pieces = (s.queries + kPiece - 1) / kPiece;
+  team.begin();
+  team.share(s.batches * s.heads * pieces, [&](int64_t i) {
+    const int64_t batch = i / pieces / s.heads, head = i / pieces % s.heads, first = i % pieces * kPiece;
+    float* const keys = training_scratch(kKeys, pairs * width);
+    float* const keys_across = training_scratch(kKeysAcross, pairs * width);
+    float* const values = training_scratch(kValues, pairs * width);
+    gather(s.key, batch, head, 0, s.pairs, pairs, s.dim, width, keys);
+    turn(keys, width, pairs, keys_across);
+    gather(s.value, batch, head, 0, s.pairs, pairs, s.dim, width, values);
+    for (int64_t q = first; q < s.queries && q < first + kPiece; q += kQueryBlock)
+      smooth_block(s, batch, head, q, keys_across, values, width);
+  });
+}
+
+// The gradients that one block of queries gives, added to the sums of its head's keys and values.
+static void smooth_block_backward(const Smoothing& s, int64_t batch, int64_t head, int64_t first, int64_t width,
+                                  const float* keys, const float* keys_across, const float* values_across,
+                                  float* key_sums, float* value_sums) {
+  const int64_t rows = s.queries - first < kQueryBlock ? s.queries - first : kQueryBlock;
+  float* const queries = training_scratch(kQueries, kQueryBlock * width);
+  float* const sums = training_scratch(kOutputs, kQueryBlock * width);
+  float* const upstream = training_scratch(kUpstream, kQueryBlock * width);
+  float* const weights = training_scratch(kLogits, kQueryBlock * kPairBlock);
+  float* const slopes = training_scratch(kSlopes, kQueryBlock * kPairBlock);
+  float mean[kQueryBlock] = {}, log_sum[kQueryBlock] = {};
+  gather(s.query, batch, head, first, rows, kQueryBlock, s.dim, width, queries);
+  gather(s.output_gradient, batch, head, first, rows, kQueryBlock, s.dim, width, upstream);
+  gather(s.output, batch, head, first, rows, kQueryBlock, s.dim, width, sums);
+  for (int64_t r = 0; r < rows; ++r) {
+    mean[r] = dot(upstream + r * width, sums + r * width, width);
+    log_sum[r] = s.log_sum[(batch * s.heads + head) * s.queries + first + r];
+  }
+  memset(sums, 0, kQueryBlock * width * sizeof(float));
+  for (int64_t pair = 0; pair < s.pairs && visible(s, first + rows - 1, pair) > 0; pair += kPairBlock) {
+    product<false>(queries, width, 1, keys_across + pair * width, kPairBlock, weights, kPairBlock, kQueryBlock,
+                   kPairBlock, s.dim);
+    product<false>(upstream, width, 1, values_across + pair * width, kPairBlock, slopes, kPairBlock, kQueryBlock,
+                   kPairBlock, s.dim);
+    for (int64_t r = 0; r < kQueryBlock; ++r) {
+      float *const weight = weights + r * kPairBlock, *const slope = slopes + r * kPairBlock;
+      hide(weight, r < rows ? visible(s, first + r, pair) : 0);
+      for (int j = 0; j < kPairBlock; j += kLanes) {
+        const f32x16 w = exp_nonpositive(load(weight + j) - splat(log_sum[r]));
+        store(weight + j, w);
+        store(slope + j, w * (load(slope + j) - splat(mean[r])));
+      }
+    }
+    product<true>(slopes, kPairBlock, 1, keys + pair * width, width, sums, width, kQueryBlock, width, kPairBlock);
+    product<true>(slopes, 1, kPairBlock, queries, width, key_sums + pair * width, width, kPairBlock, width, kQueryBlock);
+    product<true>(weights, 1, kPairBlock, upstream, width, value_sums + pair * width, width, kPairBlock, width,
+                  kQueryBlock);
+  }
+  scatter(sums, width, s.query_gradient, batch, head, first, rows, s.dim);
+}
+
+void smooth_backward(const Smoothing& s, Team& team) {
+  const int64_t width = round_up(s.dim, kLanes), pairs = round_up(s.pairs, kPairBlock);
+  team.begin();
+  // A head's sums over its queries are made by one thread, in order: equal bits, however many threads there are.
+  team.share(s.batches * s.heads, [&](int64_t i) {
+    const int64_t batch = i / s.heads, head = i % s.heads;
+    float* const keys = training_scratch(kKeys, pairs * width);
+    float* const keys_across = training_scratch(kKeysAcross, pairs * width);
+    float* const values = training_scratch(kValues, pairs * width);
+    float* const values_across = training_scratch(kValuesAcross, pairs * width);
+    float* const key_sums = training_scratch(kKeySums, pairs * width);
+    float* const value_sums = training_scratch(kValueSums, pairs * width);
+    gather(s.key, batch, head, 0, s.pairs, pairs, s.dim, width, keys);
+    turn(keys, width, pairs, keys_across);
+    gather(s.value, batch, head, 0, s.pairs, pairs, s.dim, width, values);
+    turn(values, width, pairs, values_across);
+    memset(key_sums, 0, pairs * width * sizeof(float));
+    memset(value_sums, 0, pairs * width * sizeof(float));
+    for (int64_t q = 0; q < s.queries; q += kQueryBlock)
+      smooth_block_backward(s, batch, head, q, width, keys, keys_across, values_across, key_sums, value_sums);
+    scatter(key_sums, width, s.key_gradient, batch, head, 0, s.pairs, s.dim);
+    scatter(value_sums, width, s.value_gradient, batch, head, 0, s.pairs, s.dim);
+  });
+}
+
+// The sum of a[d] * b[d].
+static float dot_any(const float* a, const float* b, int64_t dim) {
+  f32x16 total{};
+  int64_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes) total = fma(load(a + d), load(b + d), total);
+  float rest = 0;
+  for (; d < dim; ++d) rest += a[d] * b[d];
+  return sum(total) + rest;
+}
+
+// to = x + factor * y
+static void add_scaled(const float* x, float factor, const float* y, int64_t dim, float* to) {
+  int64_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes) store(to + d, fma(splat(factor), load(y + d), load(x + d)));
+  for (; d < dim; ++d) to[d] = x[d] + factor * y[d];
+}
+
+static void scale_to(const float* x, float factor, int64_t dim, float* to) {
+  int64_t d = 0;
+  for (; d + kLanes <= dim; d += kLanes) store(to + d, splat(factor) * load(x + d));
+  for (; d < dim; ++d) to[d] = factor * x[d];
+}
+
+void average_forward(const Averaging& a, Team& team) {
+  team.begin();
+  team.share(a.batches * a.heads, [&](int64_t i) {
+    const int64_t batch = i / a.heads, head = i % a.heads;
+    memcpy(a.output.row(batch, head, 0), a.input.row(batch, head, 0), a.dim * sizeof(float));
+    for (int64_t t = 1; t < a.time; ++t)
+      add_scaled(a.input.row(batch, head, t), a.decay[head], a.output.row(batch, head, t - 1), a.dim,
+                 a.output.row(batch, head, t));
+  });
+}
+
+void average_backward(const Averaging& a, Team& team) {
+  team.begin();
+  team.share(a.batches * a.heads, [&](int64_t i) {
+    const int64_t batch = i / a.heads, head = i % a.heads, last = a.time - 1;
+    memcpy(a.input_gradient.row(batch, head, last), a.output_gradient.row(batch, head, last), a.dim * sizeof(float));
+    double slope = 0;
+    for (int64_t t = last; t > 0; --t) {
+      const float* const x = a.input_gradient.row(batch, head, t);
+      slope += dot_any(x, a.output.row(batch, head, t - 1), a.dim);
+      add_scaled(a.output_gradient.row(batch, head, t - 1), a.decay[head], x, a.dim,
+                 a.input_gradient.row(batch, head, t - 1));
+    }
+    a.decay_gradient[i] = static_cast<float>(slope);
+  });
+}
+
+constexpr int64_t kNormRows = 1024;  // rows that one thread takes at a time
+
+void normalise_forward(const Normalising& n, Team& team) {
+  team.begin();
+  team.share((n.rows + kNormRows - 1) / kNormRows, [&](int64_t piece) {
+    for (int64_t r = piece * kNormRows; r < n.rows && r < (piece + 1) * kNormRows; ++r) {
+      const float* const x = n.input + r * n.dim;
+      n.scale[r] = 1 / (sqrtf(dot_any(x, x, n.dim)) + n.eps);
+      scale_to(x, n.scale[r], n.dim, n.output + r * n.dim);
+    }
+  });
+}
+
+// dx = s (g - y (y . g) / |y|) with s = 1 / (|x| + eps); |y| is 1 but for eps.
+void normalise_backward(const Normalising& n, Team& team) {
+  team.begin();
+  team.share((n.rows + kNormRows - 1) / kNormRows, [&](int64_t piece) {
+    for (int64_t r = piece * kNormRows; r < n.rows && r < (piece + 1) * kNormRows; ++r) {
+      const float *const y = n.output + r * n.dim, *const g = n.output_gradient + r * n.dim;
+      float* const x = n.input_gradient + r * n.dim;
+      const float norm = sqrtf(dot_any(y, y, n.dim));
+      add_scaled(g, norm > 0 ? -dot_any(y, g, n.dim) / norm : 0, y, n.dim, x);
+      scale_to(x, n.scale[r], n.dim, x);
+    }
+  });
+}
+
+}  // namespace MOSAIC_ISA
+}  // namespace mosaic
