@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -13,10 +12,9 @@ from typing import Any
 from service.engine.async_engine import AsyncEngine
 from service.engine.local_client import LocalEngineClient
 from service.errors import AddressError, UsageError
-from service.gateway.api_keys import KeyRing
+from service.front_door import FrontDoor, open_front_door
 from service.gateway.client import EngineClient
 from service.interrupt import interruptible
-from service.keys import load_keys, reload_keys
 from service.logs import configure_logging
 from service.progress import Progress
 from service.settings import ServeSettings
@@ -30,25 +28,14 @@ def serve_local(settings: ServeSettings, progress: Progress) -> None:
     if settings.replicas > 1 or settings.ray_address:
         raise UsageError("--local is one process without Ray: leave out --replicas and --ray-address")
     require_model(settings.model)
-    keys = load_keys(settings)
-    with bind(settings) as sock:
+    with open_front_door(settings) as door:
         # The gateway's imports fill the time in which the checkpoint is read and hashed.
         warm_up = threading.Thread(target=import_module, args=("service.gateway.app",), daemon=True)
         with interruptible(), progress.step(f"Loading {settings.model_name}"):
             warm_up.start()
             engine = start_engine(config)
             warm_up.join()
-        run_loop(_serve(settings, engine, sock, progress, keys))
-
-
-def bind(settings: ServeSettings) -> socket.socket:
-    """The server's socket, bound before anything slow. Raises AddressError."""
-    from service.gateway import http_server
-
-    try:
-        return http_server.bind(settings.host, settings.port)
-    except OSError as error:
-        raise AddressError(http_server.explain_bind_error(settings.host, settings.port, error)) from error
+        run_loop(_serve(settings, engine, door, progress))
 
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:
@@ -59,40 +46,38 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-async def _serve(
-    settings: ServeSettings, engine: AsyncEngine, sock: socket.socket, progress: Progress, keys: KeyRing | None
-) -> None:
+async def _serve(settings: ServeSettings, engine: AsyncEngine, door: FrontDoor, progress: Progress) -> None:
     engine.start()
-    await serve_client(settings, LocalEngineClient(engine), sock, progress, keys)
+    await serve_client(settings, LocalEngineClient(engine), door, progress)
 
 
-async def serve_client(
-    settings: ServeSettings, client: EngineClient, sock: socket.socket, progress: Progress, keys: KeyRing | None
-) -> None:
+async def serve_client(settings: ServeSettings, client: EngineClient, door: FrontDoor, progress: Progress) -> None:
     """Puts a gateway before `client`, serves until a signal, drains and closes `client`. Raises AddressError."""
     from service.gateway import http_server
     from service.gateway.app import create_app
 
     served = served_model(settings, await client.info())
-    url = http_server.url_of(sock)
-    app = create_app(client, served, replace(settings.gateway_settings(), name=url.removeprefix("http://")), keys=keys)
+    limits = replace(settings.gateway_settings(), name=door.url.partition("://")[2] or door.url)
+    app = create_app(client, served, limits, keys=door.keys)
 
     def on_ready() -> None:
         app.state.gateway.metrics.started(progress.elapsed_s)
-        progress.say(ready_lines(url, served, progress.elapsed_s, needs_key=keys is not None))
+        progress.say(ready_lines(door.url, served, progress.elapsed_s, needs_key=door.keys is not None))
 
     try:
         num_cut = await http_server.serve(
             app,
-            sock,
+            door.sock,
             app.state.drain,
             drain_timeout_s=settings.drain_timeout,
             on_ready=on_ready,
-            on_hangup=(lambda: reload_keys(settings, keys)) if keys is not None and settings.api_key_file else None,
+            on_hangup=door.reload if door.has_files else None,
             on_drain=lambda: progress.say("Finishing what is running; a second signal ends it now."),
+            tls=door.tls,
+            trusted_proxies=settings.trusted_proxies,
         )
     except OSError as error:
-        raise AddressError(http_server.explain_bind_error(settings.host, settings.port, error)) from error
+        raise AddressError(door.address.explain(error)) from error
     finally:
         await client.close()
     progress.say(f"Ended. {num_cut} requests were cut short." if num_cut else "Ended.")

@@ -9,7 +9,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import threading
 import warnings
 from collections.abc import Generator
@@ -21,10 +20,9 @@ from typing import TYPE_CHECKING
 from service.config import EngineConfig
 from service.engine.errors import EngineError
 from service.errors import EngineStartError, ExitCode
-from service.gateway.api_keys import KeyRing
+from service.front_door import FrontDoor, open_front_door
 from service.gateway.client import EngineClient
-from service.keys import load_keys
-from service.launcher import bind, run_loop, serve_client
+from service.launcher import run_loop, serve_client
 from service.logs import configure_logging
 from service.progress import Progress
 from service.ray_cluster import RayCluster
@@ -45,14 +43,13 @@ def serve_ray(settings: ServeSettings, progress: Progress) -> None:
     configure_logging(settings.log_level)
     config = _engine_config(settings)
     require_model(settings.model)
-    keys = load_keys(settings)
-    with bind(settings) as sock:
+    with open_front_door(settings) as door:
         # Ray's imports silence this remark about an extra of theirs, but not while another thread imports.
         warnings.filterwarnings("ignore", message="SOCKS support")
         # The gateway's imports fill the time in which Ray's processes start.
         threading.Thread(target=import_module, args=("service.gateway.app",), daemon=True).start()
         try:
-            run_loop(_serve(settings, config, sock, progress, keys))
+            run_loop(_serve(settings, config, door, progress))
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
 
@@ -66,9 +63,7 @@ def _engine_config(settings: ServeSettings) -> EngineConfig:
     return config
 
 
-async def _serve(
-    settings: ServeSettings, config: EngineConfig, sock: socket.socket, progress: Progress, keys: KeyRing | None
-) -> None:
+async def _serve(settings: ServeSettings, config: EngineConfig, door: FrontDoor, progress: Progress) -> None:
     # One CPU more than replicas, for the process that Serve is controlled by: Ray starts a worker for each at once.
     cluster = RayCluster(settings.ray_address, num_cpus=settings.replicas + 1)
     code = ExitCode.INTERRUPTED
@@ -81,7 +76,7 @@ async def _serve(
                 app_name = _app_name(settings)
                 await cluster.deploy(lambda: _application(settings, config), app_name)
                 client = await _connect(app_name)
-            await serve_client(settings, client, sock, progress, keys)
+            await serve_client(settings, client, door, progress)
             code = ExitCode.OK
     finally:
         with _signals_ignored():

@@ -109,6 +109,29 @@ class ServeSettings(EngineSettings):
 
     host: str = option("127.0.0.1", "Server", "Address to listen on. 0.0.0.0 opens the server to the network.")
     port: int = option(8000, "Server", "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    uds: Path | None = option(None, "Server", "Unix socket to listen on, in place of host and port.", metavar="PATH")
+    uds_mode: str = option(
+        "600", "Server", "Who may use the Unix socket, three octal digits.", pattern="^[0-7]{3}$", metavar="MODE"
+    )
+    ssl_certfile: Path | None = option(
+        None, "Server", "Certificate with its chain, PEM: HTTPS in place of HTTP. Read again on SIGHUP.", metavar="FILE"
+    )
+    ssl_keyfile: Path | None = option(
+        None, "Server", "The certificate's private key, PEM. Default: in the same file.", metavar="FILE"
+    )
+    root_path: str = option(
+        "",
+        "Server",
+        "Path under which a proxy shows this server, such as /tessera.",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        metavar="PATH",
+    )
+    trusted_proxies: Words = option(
+        (),
+        "Server",
+        "Addresses or networks of proxies whose X-Forwarded-For and -Proto are believed; commas between; * is all.",
+        metavar="ADDRESSES",
+    )
     served_model_name: str | None = option(
         None, "Server", "Name of the model in the API. Default: the directory's name.", min_length=1, metavar="NAME"
     )
@@ -182,6 +205,7 @@ class ServeSettings(EngineSettings):
         """What a gateway is told."""
         return GatewaySettings(
             cors_origins=self.cors_origins,
+            root_path=self.root_path,
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
             has_public_metrics=self.public_metrics,

@@ -80,10 +80,13 @@ def ready_lines(url: str, served: ServedModel, seconds: float, *, needs_key: boo
     info = served.info
     prompt: object = "Once upon a time" if served.tokenizer else [0]
     request = json.dumps({"model": served.name, "prompt": prompt, "max_tokens": 64})
+    curl = f"curl {url}"
+    if url.startswith("unix:"):
+        curl = f"curl --unix-socket {shlex.quote(url.removeprefix('unix:'))} http://localhost"
     return (
         f"\n{served.name} ({info.dtype} on {info.device}, {info.max_model_len} tokens) is ready after {seconds:.1f} s"
         f" at {url}\n\n"
-        f"  curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(request)}\n"
+        f"  {curl}/v1/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(request)}\n"
     )
 
 

@@ -30,7 +30,7 @@ def options_table() -> str:
 
 
 def _default(value: object) -> str:
-    if value in (None, ()):
+    if value in (None, (), ""):
         return ""
     if isinstance(value, bool):
         return "on" if value else "off"

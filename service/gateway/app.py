@@ -7,6 +7,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.engine.errors import EngineError
 from service.gateway import completions, models, probes, tokenization
@@ -56,8 +57,9 @@ def create_app(
     app.state.drain = drain
     for kind in (ApiError, EngineError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
-    for router in (completions.router, models.router, tokenization.router, probes.router, playground_router()):
+    for router in (completions.router, models.router, tokenization.router, probes.router):
         app.include_router(router)
+    app.include_router(playground_router(settings.root_path))
     if keys is not None:
         app.add_middleware(Authenticator, keys=keys, has_public_metrics=settings.has_public_metrics)
     app.add_middleware(Observer, metrics=metrics)
@@ -69,7 +71,24 @@ def create_app(
             allow_headers=("authorization", "content-type", "x-request-id"),
             expose_headers=_EXPOSED_HEADERS,
         )
+    if settings.root_path:
+        app.add_middleware(_RootPath, root_path=settings.root_path)
     return app
+
+
+class _RootPath:
+    """Tells all inside under which path a proxy shows this server; without a slash after it, it is the page."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["root_path"] = self._root_path
+            if scope["path"] == self._root_path:
+                scope["path"] += "/"
+        await self._app(scope, receive, send)
 
 
 class _Cors(CORSMiddleware):

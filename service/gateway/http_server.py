@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import ipaddress
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Generator
+import ssl
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -29,38 +28,6 @@ HEAD_TIMEOUT_S = 20.0
 KEEP_ALIVE_S = 75
 # Between the end of the last request and the end of the process, for responses still in socket buffers.
 _CLOSE_TIMEOUT_S = 5
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A TCP socket bound to the address, not yet listening. Raises OSError where that cannot be.
-
-    Binding comes first in a server's life, so that a port in use is known before a model is loaded.
-    """
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def explain_bind_error(host: str, port: int, error: OSError) -> str:
-    """One line for a person: what is wrong with the address, and what to do."""
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use: stop what listens there, or choose another with --port"
-    return f"cannot listen on {host} port {port}: {error.strerror or error}"
-
-
-def url_of(sock: socket.socket) -> str:
-    """The URL of a bound socket, as a client on this machine writes it."""
-    host, port = sock.getsockname()[:2]
-    address = ipaddress.ip_address(host)
-    if address.is_unspecified:
-        host = "127.0.0.1" if address.version == 4 else "::1"
-    return f"http://[{host}]:{port}" if address.version == 6 else f"http://{host}:{port}"
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -150,7 +117,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _configure(app: Any) -> uvicorn.Config:
+def _configure(app: Any, tls: ssl.SSLContext | None, trusted_proxies: Sequence[str]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=LimitedHttpProtocol,
@@ -158,7 +125,9 @@ def _configure(app: Any) -> uvicorn.Config:
         loop="none",
         log_config=None,
         access_log=False,
-        proxy_headers=False,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
@@ -207,14 +176,17 @@ async def serve(
     on_ready: Callable[[], None],
     on_drain: Callable[[], None],
     on_hangup: Callable[[], None] | None = None,
+    tls: ssl.SSLContext | None = None,
+    trusted_proxies: Sequence[str] = (),
 ) -> int:
     """Serves `app` on `sock` until SIGINT or SIGTERM, then drains; a second signal cuts the draining short.
 
     While draining, the socket stays open: new requests get the application's refusal and a load balancer reads red
-    readiness. SIGHUP calls `on_hangup`; without that it ends the process, as ever. Returns how many requests were ended
-    before their time. Raises OSError where `sock` cannot listen.
+    readiness. SIGHUP calls `on_hangup`; without that it ends the process, as ever. `trusted_proxies` are the addresses
+    whose X-Forwarded-For and X-Forwarded-Proto are believed. Returns how many requests were ended before their time.
+    Raises OSError where `sock` cannot listen.
     """
-    server = _Server(_configure(app))
+    server = _Server(_configure(app, tls, trusted_proxies))
     with ShutdownSignals(on_hangup) as signals:
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         await _first_of(server.is_ready.wait(), serving)

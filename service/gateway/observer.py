@@ -25,7 +25,7 @@ _PLAIN_WORD = re.compile(r"[A-Za-z0-9._:/,+-]+")
 
 
 class Observer:
-    """ASGI middleware. Never logs a query string, a header or a body."""
+    """ASGI middleware. Never logs a query string, a header or a body. `client` is "local" behind a Unix socket."""
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
         self._app = app
@@ -75,6 +75,7 @@ def _fields(scope: Scope, exchange: Exchange, status: int) -> dict[str, object]:
         "path": scope["path"],
         "status": status,
         "ms": round(exchange.elapsed_s * 1000, 1),
+        "client": scope["client"][0] if scope.get("client") else "local",
         **exchange.fields,
     }
 

@@ -27,10 +27,15 @@ _HEADERS = {
 }
 
 
-def playground_router() -> APIRouter:
-    """Routes for the page and its files. Raises OSError where they are not installed."""
+def playground_router(root_path: str = "") -> APIRouter:
+    """Routes for the page and its files, which find each other below `root_path`, with a slash after it or without.
+
+    Raises OSError where they are not installed.
+    """
     files = {path.name: path for path in _STATIC.iterdir() if path.suffix in _KINDS}
     contents = {name: (path.read_bytes(), _KINDS[path.suffix]) for name, path in files.items()}
+    page_body, page_kind = contents["index.html"]
+    contents["index.html"] = (page_body.replace(b'="static/', f'="{root_path}/static/'.encode()), page_kind)
     router = APIRouter()
 
     def answer(name: str) -> Response:

@@ -12,7 +12,7 @@ class GatewaySettings:
     `cors_origins` empty means that no other web site may call this server from a browser. `threaded_chars` is the
     length of prompt text from which tokenizing leaves the event loop. `name` tells gateways of the same engines apart.
     `requests_per_minute` and `tokens_per_minute` bound each API key that has no bounds of its own. `has_public_metrics`
-    lets those without a key see the metrics.
+    lets those without a key see the metrics. `root_path` is where a proxy shows this server.
     """
 
     name: str = "0"
@@ -37,6 +37,7 @@ class GatewaySettings:
     abort_timeout_s: float = 5.0
     drain_grace_s: float = 1.0
     drain_retry_after_s: float = 5.0
+    root_path: str = ""
     cors_origins: tuple[str, ...] = ()
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None

@@ -7,13 +7,13 @@ import contextlib
 import json
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from service.gateway import http_server
+from service.gateway.address import TcpAddress
 from service.gateway.drain import Drain
 from service.gateway.errors import ApiError
 
@@ -57,7 +57,7 @@ class Running:
     def __init__(self, drain_timeout_s: float = 5.0) -> None:
         drain = Drain(retry_after_s=1.0, grace_s=0.5)
         self.app = SlowApp(drain)
-        self.sock = http_server.bind("127.0.0.1", 0)
+        self.sock = TcpAddress("127.0.0.1", 0).bind()
         self.port: int = self.sock.getsockname()[1]
         self.is_ready = asyncio.Event()
         self.is_draining = asyncio.Event()
@@ -231,30 +231,3 @@ async def test_signals_have_their_old_meaning_afterwards() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         await server.task
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_port_in_use_is_explained() -> None:
-    with http_server.bind("127.0.0.1", 0) as first:
-        first.listen()
-        port = first.getsockname()[1]
-        with pytest.raises(OSError, match="in use") as caught:
-            http_server.bind("127.0.0.1", port)
-        assert f"port {port} on 127.0.0.1 is in use" in http_server.explain_bind_error("127.0.0.1", port, caught.value)
-
-
-@pytest.mark.parametrize(
-    ("host", "url"), [("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://127.0.0.1:"), ("::1", "http://[::1]:")]
-)
-def test_a_sockets_url_is_one_to_click(host: str, url: str) -> None:
-    if ":" in host and not _has_ipv6():
-        pytest.skip("no IPv6 here")
-    with http_server.bind(host, 0) as sock:
-        assert http_server.url_of(sock) == f"{url}{sock.getsockname()[1]}"
-
-
-def _has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True

@@ -2,7 +2,8 @@
 
 const element = (id) => document.getElementById(id);
 const form = element("form");
-const API = new URL("v1/completions", document.baseURI);
+const ROOT = new URL("../", import.meta.url); // Of the server, wherever a proxy shows it.
+const API = new URL("v1/completions", ROOT);
 
 const KEY = "tessera-api-key"; // Of the tab's session storage.
 
@@ -212,7 +213,7 @@ async function copyCurl() {
 
 async function showModel() {
   try {
-    const response = await fetch(new URL("v1/models", document.baseURI), { headers: headers() });
+    const response = await fetch(new URL("v1/models", ROOT), { headers: headers() });
     if (response.status === 401) {
       askForKey();
       element("model").textContent = await errorOf(response);
