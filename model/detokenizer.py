@@ -23,6 +23,20 @@ class IncrementalDetokenizer:
         """The text completed by `token_ids`."""
         return self._decoder.decode(self._tokenizer.bytes_of(token_ids, self._skip_special))
 
+    def push_one(self, token_id: int) -> tuple[int, str]:
+        """The text completed by one token, and how many characters of it were there before the token's first byte.
+
+        These are U+FFFD: bytes of earlier tokens that turn out to begin no character.
+        """
+        text = self._tokenizer.token_bytes(token_id, self._skip_special)
+        pending = self._decoder.getstate()[0]
+        if not pending or not text:
+            return 0, self._decoder.decode(text)
+        first = self._decoder.decode(text[:1])
+        left = self._decoder.getstate()[0]
+        continues = pending + text[:1] in (left, first.encode())
+        return 0 if continues else len(first) - (not left), first + self._decoder.decode(text[1:])
+
     def flush(self) -> str:
         """The text of the bytes held back, now that no token follows; ready for a new text after it."""
         text = self._decoder.decode(b"", final=True)

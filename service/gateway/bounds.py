@@ -19,8 +19,31 @@ def check_bounds(params: CompletionRequest, served: ServedModel, settings: Gatew
         raise BadRequestError(
             "'truncate_prompt_tokens' must be -1 or at least 1, got 0", param="truncate_prompt_tokens"
         )
+    _check_logprobs(params, settings)
+    _check_together(params, served)
     _check_words(params, served, settings)
     _check_ids(params, served, settings)
+
+
+def _check_logprobs(params: CompletionRequest, settings: GatewaySettings) -> None:
+    _at_most(params.logprobs or 0, settings.max_logprobs, "logprobs")
+    _at_most(params.prompt_logprobs or 0, settings.max_logprobs, "prompt_logprobs")
+    _at_most(len(params.logprob_token_ids), settings.max_logprob_token_ids, "logprob_token_ids", "token ids")
+    if params.logprob_token_ids and params.logprobs is None:
+        raise BadRequestError("'logprob_token_ids' needs 'logprobs'", param="logprob_token_ids")
+    if params.logprob_token_ids and params.max_tokens == 0:
+        message = "'logprob_token_ids' needs 'max_tokens' of at least 1: it tells of generated tokens"
+        raise BadRequestError(message, param="logprob_token_ids")
+
+
+def _check_together(params: CompletionRequest, served: ServedModel) -> None:
+    if params.max_tokens == 0 and not params.echo:
+        raise BadRequestError("'max_tokens' must be at least 1, got 0; with 'echo' it may be 0", param="max_tokens")
+    if params.prompt_logprobs is not None and params.stream:
+        message = "'prompt_logprobs' cannot be streamed; 'echo' with 'logprobs' can"
+        raise BadRequestError(message, param="prompt_logprobs")
+    if params.echo and params.logprobs is None:
+        require_tokenizer(served, "echo")
 
 
 def _check_words(params: CompletionRequest, served: ServedModel, settings: GatewaySettings) -> None:
@@ -42,6 +65,7 @@ def _check_ids(params: CompletionRequest, served: ServedModel, settings: Gateway
     allowed = params.allowed_token_ids or ()
     _at_most(len(allowed), settings.max_allowed_token_ids, "allowed_token_ids", "token ids")
     check_token_ids(allowed, "allowed_token_ids", "allowed_token_ids", served.num_written_ids)
+    check_token_ids(params.logprob_token_ids, "logprob_token_ids", "logprob_token_ids", served.num_written_ids)
     _at_most(len(params.logit_bias), settings.max_logit_bias, "logit_bias", "token ids")
     for key in params.logit_bias:
         _check_key(key, served.num_written_ids)

@@ -15,6 +15,8 @@ from starlette.types import Receive, Scope, Send
 from service.engine.errors import EngineError
 from service.engine.request import FinishReason
 from service.gateway import streaming
+from service.gateway.answer import AnswerWriter
+from service.gateway.answer_schema import Completion
 from service.gateway.body import read_json_object
 from service.gateway.choice import Delta
 from service.gateway.errors import DrainingError, to_api_error
@@ -27,7 +29,7 @@ from service.gateway.quota import claim
 from service.gateway.rate_limit import Reservation
 from service.gateway.responses import json_response
 from service.gateway.run import CompletionRun, whole_choices
-from service.gateway.schema import Completion, CompletionRequest
+from service.gateway.schema import CompletionRequest
 from service.gateway.streaming import ChunkEncoder
 from service.gateway.validation import parse_completion
 
@@ -73,7 +75,7 @@ class CompletionResponse(Response):
         self._plan = plan
         self._exchange = exchange
         self._reservation = reservation
-        self._encoder = ChunkEncoder(plan, gateway.served.system_fingerprint)
+        self._writer = AnswerWriter(plan, gateway.served.tokenizer, gateway.served.system_fingerprint)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway, plan = self._gateway, self._plan
@@ -96,22 +98,24 @@ class CompletionResponse(Response):
         while not run.is_finished:
             deltas += await run.next()
         self._pay(run)
-        choices = [streaming.choice_body(delta) for delta in whole_choices(deltas, len(self._plan.requests))]
-        head = streaming.completion_head(self._plan, self._gateway.served.system_fingerprint)
-        return json_response({**head, "choices": choices, "usage": run.usage()})
+        whole = whole_choices(deltas, len(self._plan.requests))
+        choices = [self._writer.whole(delta, run.choices[delta.choice_index]) for delta in whole]
+        return json_response({**self._writer.head(), "choices": choices, "usage": run.usage()})
 
     async def _stream(self, deltas: list[Delta], run: CompletionRun, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": streaming.HEADERS})
-        encode = self._encoder.delta
+        encoder = ChunkEncoder(self._plan, self._writer)
         try:
             while not run.is_finished:
                 if deltas:
-                    body = b"".join([encode(delta) for delta in deltas])
+                    body = encoder.events(deltas, self._usage_so_far(run))
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                     run.delivered()
                 deltas = await run.next()
             self._pay(run)
-            last = b"".join([encode(delta) for delta in deltas]) + self._ending(run)
+            last = encoder.events(deltas, self._usage_so_far(run))
+            last += encoder.usage(run.usage()) if self._plan.include_usage else b""
+            last += streaming.DONE
         except ClientGoneError:
             raise
         except Exception as error:
@@ -120,11 +124,10 @@ class CompletionResponse(Response):
 
     def _pay(self, run: CompletionRun) -> None:
         """Before the answer's end, so that a client that comes back at once finds what it did not use."""
-        self._reservation.settle(run.usage()["total_tokens"])
+        self._reservation.settle(run.num_tokens)
 
-    def _ending(self, run: CompletionRun) -> bytes:
-        usage = self._encoder.usage(run.usage()) if self._plan.include_usage else b""
-        return usage + streaming.DONE
+    def _usage_so_far(self, run: CompletionRun) -> dict[str, object] | None:
+        return run.usage() if self._plan.continuous_usage else None
 
     def _failure(self, error: Exception, run: CompletionRun) -> bytes:
         told = to_api_error(error)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.gateway.answer_schema import ModelCard, ModelList
 from service.gateway.gateway import gateway_of
 from service.gateway.openapi import errors
 from service.gateway.plan import resolve_model
 from service.gateway.responses import json_response
-from service.gateway.schema import ModelCard, ModelList
 from service.gateway.served_model import ServedModel
 
 router = APIRouter()

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from service.gateway.schema import ErrorResponse
+from service.gateway.answer_schema import ErrorResponse
 
 _REASONS = {
     400: "Something in the request is wrong; `param` says what.",

@@ -15,6 +15,7 @@ from service.gateway.sampling import sampling_params
 from service.gateway.schema import CompletionRequest
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
+from service.gateway.shape import AnswerShape
 from service.gateway.stops import StopSet
 
 DEFAULT_MAX_TOKENS = 16
@@ -26,17 +27,23 @@ _RANDOM_SEED = -1
 
 @dataclass(frozen=True, slots=True)
 class CompletionPlan:
-    """One accepted request. `requests` are its choices in the order of their indices; `created` is a Unix time."""
+    """One accepted request. `requests` are its choices in the order of their indices; `created` is a Unix time.
+
+    Each run of `num_choices` of them continues one prompt.
+    """
 
     request_id: str
     created: int
     model: str
     requests: tuple[Request, ...]
+    num_choices: int
     num_prompt_tokens: int
     seed: int
     stops: StopSet | None
+    shape: AnswerShape
     is_stream: bool
     include_usage: bool
+    continuous_usage: bool
 
 
 async def make_plan(
@@ -53,16 +60,32 @@ async def make_plan(
         raise BadRequestError(message, param="n" if params.n > 1 else "prompt")
     seed = secrets.randbelow(_MAX_DRAWN_SEED) if params.seed in (None, _RANDOM_SEED) else params.seed
     assert seed is not None
+    options = params.stream_options
     return CompletionPlan(
         request_id=request_id,
         created=int(time.time()),
         model=model,
         requests=await _engine_requests(params, prompts, seed, served, settings, request_id, arrived_s),
+        num_choices=params.n,
         num_prompt_tokens=sum(map(len, prompts)),
         seed=seed,
         stops=StopSet(params.stop) if params.stop else None,
+        shape=_shape(params),
         is_stream=params.stream,
-        include_usage=params.stream_options is not None and params.stream_options.include_usage,
+        include_usage=options is not None and options.include_usage,
+        continuous_usage=options is not None and options.continuous_usage_stats,
+    )
+
+
+def _shape(params: CompletionRequest) -> AnswerShape:
+    return AnswerShape(
+        echo=params.echo,
+        num_logprobs=params.logprobs,
+        num_prompt_logprobs=params.prompt_logprobs,
+        has_token_ids=params.return_token_ids,
+        tokens_as_ids=params.return_tokens_as_token_ids,
+        skip_special=params.skip_special_tokens,
+        include_stop=params.include_stop_str_in_output,
     )
 
 
@@ -77,7 +100,7 @@ def resolve_model(name: str | None, served: ServedModel) -> str:
 
 
 def _room(params: CompletionRequest, max_model_len: int) -> Room:
-    room = max_model_len - 1
+    room = max_model_len - (params.max_tokens != 0)
     keep = params.truncate_prompt_tokens
     if keep == -1:
         keep = max(max_model_len - (DEFAULT_MAX_TOKENS if params.max_tokens is None else params.max_tokens), 1)
@@ -117,13 +140,12 @@ async def _engine_requests(
 def _max_tokens(params: CompletionRequest, prompt_len: int, max_model_len: int) -> int:
     """Most tokens of a choice of this prompt, which together with it fit the model."""
     max_tokens = min(DEFAULT_MAX_TOKENS, max_model_len - prompt_len) if params.max_tokens is None else params.max_tokens
-    if prompt_len + max(max_tokens, 1) > max_model_len:
+    if prompt_len + max_tokens > max_model_len:
         message = (
-            f"'max_tokens' ({max(max_tokens, 1)}) and a prompt of {prompt_len} tokens make "
-            f"{prompt_len + max(max_tokens, 1)}; prompt and completion together may have {max_model_len} tokens"
+            f"'max_tokens' ({max_tokens}) and a prompt of {prompt_len} tokens make "
+            f"{prompt_len + max_tokens}; prompt and completion together may have {max_model_len} tokens"
         )
-        param = "prompt" if params.max_tokens is None else "max_tokens"
-        raise BadRequestError(message, param=param, code="context_length_exceeded")
+        raise BadRequestError(message, param="max_tokens", code="context_length_exceeded")
     if params.min_tokens > max_tokens:
         message = f"'min_tokens' must be at most 'max_tokens' ({max_tokens}), got {params.min_tokens}"
         raise BadRequestError(message, param="min_tokens")

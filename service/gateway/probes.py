@@ -10,11 +10,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from service.engine.stats import EngineHealth
+from service.gateway.answer_schema import HealthResponse, ProbeResponse, VersionResponse
 from service.gateway.errors import ApiError
 from service.gateway.gateway import Gateway, gateway_of
 from service.gateway.openapi import errors
 from service.gateway.responses import json_response
-from service.gateway.schema import HealthResponse, ProbeResponse, VersionResponse
 from service.gateway.survey import survey
 from service.metrics import render
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from itertools import chain
 
 from model.tokenizer import Tokenizer
 from service.engine.request import FinishReason, RequestTiming
@@ -55,7 +56,7 @@ class CompletionRun:
         self._metrics = metrics
         self._started_s = started_s
         self._submitted_s = time.perf_counter()
-        self._choices = [Choice(i, request, tokenizer, plan.stops) for i, request in enumerate(plan.requests)]
+        self.choices = [Choice(i, r, tokenizer, plan.stops, plan.shape) for i, r in enumerate(plan.requests)]
         self._progress = [_Progress() for _ in plan.requests]
         self._num_unfinished = len(plan.requests)
         self._undelivered: list[Choice] = []
@@ -65,10 +66,25 @@ class CompletionRun:
     def is_finished(self) -> bool:
         return self._num_unfinished == 0
 
-    def usage(self) -> dict[str, int]:
+    @property
+    def num_tokens(self) -> int:
         """The tokens of this request so far. A prompt counts once, however many choices continue it."""
-        prompt, completion = self._plan.num_prompt_tokens, sum(choice.num_tokens for choice in self._choices)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return self._plan.num_prompt_tokens + sum(choice.num_tokens for choice in self.choices)
+
+    def usage(self) -> dict[str, object]:
+        """The same as clients are told it."""
+        prompt, total = self._plan.num_prompt_tokens, self.num_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": total - prompt,
+            "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": self._num_cached_tokens()},
+        }
+
+    def _num_cached_tokens(self) -> int:
+        """Of each prompt what its first choice found: the others found what that one had left behind."""
+        found, n = [choice.num_cached_tokens or 0 for choice in self.choices], self._plan.num_choices
+        return sum(min(found[i : i + n]) for i in range(0, len(found), n))
 
     def log_fields(self) -> dict[str, object]:
         """What a log line says of this run."""
@@ -76,7 +92,7 @@ class CompletionRun:
         fields: dict[str, object] = {
             "prompt_tokens": usage["prompt_tokens"],
             "completion_tokens": usage["completion_tokens"],
-            "finish": ",".join(choice.finish_reason or "unfinished" for choice in self._choices),
+            "finish": ",".join(choice.finish_reason or "unfinished" for choice in self.choices),
         }
         firsts = [progress.first_s for progress in self._progress if progress.first_s is not None]
         if firsts:
@@ -97,7 +113,7 @@ class CompletionRun:
         touched: dict[int, Choice] = {}
         num_tokens = 0
         for arrival in arrivals:
-            choice = self._choices[arrival.stream_index]
+            choice = self.choices[arrival.stream_index]
             if not choice.is_finished:  # Else it was dropped while this output was on its way.
                 num_tokens += len(arrival.output.new_token_ids)
                 self._feed(choice, arrival)
@@ -117,7 +133,7 @@ class CompletionRun:
         self.delivered()
         if not self._is_accepted:
             return
-        for choice in self._choices:
+        for choice in self.choices:
             if not choice.is_finished:
                 self._count(choice, reason)
         self._is_accepted = False
@@ -173,14 +189,16 @@ def _ms(seconds: float) -> float:
 
 def whole_choices(deltas: Sequence[Delta], num_choices: int) -> list[Delta]:
     """One delta for each choice, as if all its text had come at once."""
-    whole = [Delta(i, "", None, None, None) for i in range(num_choices)]
-    texts: list[list[str]] = [[] for _ in whole]
-    ids: list[list[int]] = [[] for _ in whole]
+    parts: list[list[Delta]] = [[] for _ in range(num_choices)]
     for delta in deltas:
-        texts[delta.choice_index].append(delta.text)
-        ids[delta.choice_index].extend(delta.token_ids or ())
-        whole[delta.choice_index] = delta
-    return [
-        delta._replace(text="".join(texts[i]), token_ids=None if delta.token_ids is None else tuple(ids[i]))
-        for i, delta in enumerate(whole)
-    ]
+        parts[delta.choice_index].append(delta)
+    return [_joined(pieces) for pieces in parts]
+
+
+def _joined(pieces: Sequence[Delta]) -> Delta:
+    last = pieces[-1]
+    return last._replace(
+        text="".join([piece.text for piece in pieces]),
+        token_ids=None if last.token_ids is None else tuple(chain.from_iterable(p.token_ids or () for p in pieces)),
+        scored=None if last.scored is None else tuple(chain.from_iterable(p.scored or () for p in pieces)),
+    )

@@ -33,7 +33,15 @@ async def sampling_params(
         logit_bias=tuple((int(token_id), bias) for token_id, bias in params.logit_bias.items()),
         allowed_token_ids=None if params.allowed_token_ids is None else tuple(params.allowed_token_ids),
         bad_words=await _bad_words(params, tokenizer, settings),
+        num_logprobs=params.logprobs,
+        logprob_token_ids=tuple(dict.fromkeys(params.logprob_token_ids)),
+        num_prompt_logprobs=_num_prompt_logprobs(params),
     )
+
+
+def _num_prompt_logprobs(params: CompletionRequest) -> int | None:
+    asked = [params.prompt_logprobs, params.logprobs if params.echo else None]
+    return max((n for n in asked if n is not None), default=None)
 
 
 async def _bad_words(

@@ -1,4 +1,4 @@
-"""What clients send and get, as pydantic models. Knows the shape of each field, not the limits of this server."""
+"""What clients send, as pydantic models. Knows the shape of each field, not the limits of this server."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ class StreamOptions(StrictModel):
     """What a stream carries besides text."""
 
     include_usage: bool = Field(False, description="Send one more chunk before the end, with the usage.")
+    continuous_usage_stats: bool = Field(False, description="Tell the usage so far in every chunk.")
 
 
 class CompletionRequest(StrictModel):
@@ -84,7 +85,23 @@ class CompletionRequest(StrictModel):
         description="Text, token ids, or several of either. Each is continued on its own."
     )
     max_tokens: int | None = Field(
-        None, ge=1, le=INT32_MAX, description="Most tokens of each choice. Default: 16, or fewer if no more fit."
+        None,
+        ge=0,
+        le=INT32_MAX,
+        description="Most tokens of each choice. Default: 16, or fewer if no more fit. 0 with `echo` alone.",
+    )
+    echo: bool = Field(False, description="Put the prompt before the text, and its tokens into `logprobs`.")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=INT32_MAX,
+        description="Tell each token's log probability and those of so many likeliest ones.",
+    )
+    logprob_token_ids: list[int] = Field(
+        default_factory=list, description="Tell the log probabilities of these tokens instead of the likeliest."
+    )
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=INT32_MAX, description="The same for the tokens of the prompt, by token id; not streamed."
     )
     min_tokens: int = Field(0, ge=0, le=INT32_MAX, description="No choice stops by itself before so many tokens.")
     temperature: float = Field(1.0, ge=0, le=100, description="0 always takes the most likely token.")
@@ -129,7 +146,11 @@ class CompletionRequest(StrictModel):
         Field(default_factory=list, description="Text that ends a choice; it is not part of the answer.")
     )
     stop_token_ids: list[int] = Field(default_factory=list, description="Tokens that end a choice.")
+    include_stop_str_in_output: bool = Field(False, description="What ended a choice is part of its text.")
     ignore_eos: bool = Field(False, description="Continue past the end of text.")
+    skip_special_tokens: bool = Field(True, description="Leave markers such as the end of text out of the text.")
+    return_token_ids: bool = Field(False, description="Tell the token ids of prompt and completion.")
+    return_tokens_as_token_ids: bool = Field(False, description="Write `token_id:5` for tokens in `logprobs`.")
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, le=INT32_MAX, description="Use so many tokens of each prompt. -1: as many as fit."
     )
@@ -166,100 +187,3 @@ class DetokenizeRequest(StrictModel):
     tokens: Annotated[list[int], WithJsonSchema({"type": "array", "items": {"type": "integer", "minimum": 0}})] = Field(
         description="Token ids."
     )
-
-
-class Usage(BaseModel):
-    """Tokens read and written. `completion_tokens` counts the token that ended a choice."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class CompletionChoice(BaseModel):
-    """One continuation. Choice `p * n + c` is choice c of prompt p."""
-
-    index: int
-    text: str
-    logprobs: None = None
-    finish_reason: Literal["stop", "length", "deadline"] | None
-    stop_reason: int | str | None = Field(description="The stop string or stop token id that ended the choice.")
-    token_ids: list[int] | None = Field(None, description="Only from a model without a tokenizer.")
-
-
-class Completion(BaseModel):
-    """The answer; streamed, each event is one of these with the text that is new."""
-
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage | None = None
-    system_fingerprint: str
-    seed: int = Field(description="Send it again for the same text.")
-
-
-class ModelCard(BaseModel):
-    """A served name."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "tessera"
-    max_model_len: int
-
-
-class ModelList(BaseModel):
-    """All served names."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
-class TokenizeResponse(BaseModel):
-    """The tokens of a text."""
-
-    count: int
-    max_model_len: int
-    tokens: list[int]
-
-
-class DetokenizeResponse(BaseModel):
-    """The text of tokens, special ones spelled out."""
-
-    prompt: str
-
-
-class HealthResponse(BaseModel):
-    """Whether a request sent now would make progress."""
-
-    status: Literal["ok"]
-    seconds_since_progress: float
-
-
-class ProbeResponse(BaseModel):
-    """The answer of a probe that passed."""
-
-    status: Literal["ok"]
-
-
-class VersionResponse(BaseModel):
-    """The version of this server."""
-
-    version: str
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong, and which parameter is the reason."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorResponse(BaseModel):
-    """Every answer that is not a success."""
-
-    error: ErrorDetail

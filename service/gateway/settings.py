@@ -26,6 +26,8 @@ class GatewaySettings:
     max_stop_token_ids: int = 64
     max_user_chars: int = 256
     max_cache_salt_chars: int = 256
+    max_logprobs: int = 20
+    max_logprob_token_ids: int = 128
     max_logit_bias: int = 1024
     max_allowed_token_ids: int = 1024
     max_bad_words: int = 64

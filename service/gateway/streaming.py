@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import orjson
 
+from service.gateway.answer import AnswerWriter
 from service.gateway.choice import Delta
 from service.gateway.errors import ApiError
 from service.gateway.plan import CompletionPlan
@@ -20,52 +21,31 @@ DONE = b"data: [DONE]\n\n"
 _UNFINISHED = b',"logprobs":null,"finish_reason":null,"stop_reason":null}'
 
 
-def completion_head(plan: CompletionPlan, fingerprint: str) -> dict[str, object]:
-    """The fields that all chunks of an answer and the whole answer have in common."""
-    return {
-        "id": plan.request_id,
-        "object": "text_completion",
-        "created": plan.created,
-        "model": plan.model,
-        "system_fingerprint": fingerprint,
-        "seed": plan.seed,
-    }
-
-
 class ChunkEncoder:
     """Makes the events of one answer. A token costs the encoding of its text and one join."""
 
-    def __init__(self, plan: CompletionPlan, fingerprint: str) -> None:
-        head = orjson.dumps(completion_head(plan, fingerprint)).removesuffix(b"}")
-        self._head = b"data: " + head + b',"choices":['
-        usage = b',"usage":null' if plan.include_usage else b""
-        self._tail = b"]" + usage + b"}\n\n"
+    def __init__(self, plan: CompletionPlan, writer: AnswerWriter) -> None:
+        self._writer = writer
+        self._head = b"data: " + orjson.dumps(writer.head()).removesuffix(b"}") + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if plan.include_usage else b"]}\n\n"
+        self._is_plain = plan.shape.is_plain
+        self._begun: set[int] = set()
 
-    def delta(self, delta: Delta) -> bytes:
-        """One event with the new text of one choice."""
-        if delta.finish_reason is None and delta.token_ids is None:
-            choice = b'{"index":%d,"text":%b%b' % (delta.choice_index, orjson.dumps(delta.text), _UNFINISHED)
-        else:
-            choice = orjson.dumps(choice_body(delta))
-        return b"%b%b%b" % (self._head, choice, self._tail)
+    def events(self, deltas: Iterable[Delta], usage: Mapping[str, object] | None = None) -> bytes:
+        """One event for each delta, with `usage` in it where that is given."""
+        tail = self._tail if usage is None else b'],"usage":%b}\n\n' % orjson.dumps(usage)
+        return b"".join([b"%b%b%b" % (self._head, self._choice(delta), tail) for delta in deltas])
 
-    def usage(self, usage: Mapping[str, int]) -> bytes:
+    def usage(self, usage: Mapping[str, object]) -> bytes:
         """The event with no choice and the usage of all."""
         return b'%b],"usage":%b}\n\n' % (self._head, orjson.dumps(usage))
 
-
-def choice_body(delta: Delta) -> dict[str, object]:
-    """A choice as JSON, whole or what is new of it."""
-    body: dict[str, object] = {
-        "index": delta.choice_index,
-        "text": delta.text,
-        "logprobs": None,
-        "finish_reason": delta.finish_reason,
-        "stop_reason": delta.stop_reason,
-    }
-    if delta.token_ids is not None:
-        body["token_ids"] = delta.token_ids
-    return body
+    def _choice(self, delta: Delta) -> bytes:
+        if self._is_plain and delta.finish_reason is None and delta.token_ids is None:
+            return b'{"index":%d,"text":%b%b' % (delta.choice_index, orjson.dumps(delta.text), _UNFINISHED)
+        is_first = delta.choice_index not in self._begun
+        self._begun.add(delta.choice_index)
+        return orjson.dumps(self._writer.piece(delta, is_first=is_first))
 
 
 def error_event(error: ApiError) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.gateway.answer_schema import DetokenizeResponse, TokenizeResponse
 from service.gateway.body import read_json_object
 from service.gateway.exchange import exchange_of
 from service.gateway.gateway import gateway_of
@@ -12,7 +13,7 @@ from service.gateway.openapi import BODY_ERRORS, errors, json_body
 from service.gateway.plan import resolve_model
 from service.gateway.prompts import check_token_ids, encode_texts, require_tokenizer
 from service.gateway.responses import json_response
-from service.gateway.schema import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from service.gateway.schema import DetokenizeRequest, TokenizeRequest
 from service.gateway.validation import parse_detokenize, parse_tokenize
 
 router = APIRouter()

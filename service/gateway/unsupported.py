@@ -12,26 +12,18 @@ NEUTRAL_COMPLETION_VALUES: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "early_stopping": (False,),
     "ec_transfer_params": (),
-    "echo": (False,),
     "grammar": ("",),
     "guided_choice": (),
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "include_stop_str_in_output": (False,),
     "kv_transfer_params": (),
     "length_penalty": (1,),
     "logits_processors": (),
-    "logprob_token_ids": (),
-    "logprobs": (),
     "prompt_embeds": (),
-    "prompt_logprobs": (),
     "repetition_detection": (),
     "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
     "return_token_offsets": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True, False),  # There are none: tokens are bytes.
     "structured_outputs": (),
     "suffix": (),
@@ -39,23 +31,18 @@ NEUTRAL_COMPLETION_VALUES: Mapping[str, tuple[object, ...]] = {
     "use_beam_search": (False,),
     "vllm_xargs": (),
 }
-NEUTRAL_STREAM_OPTIONS: Mapping[str, tuple[object, ...]] = {"continuous_usage_stats": (False,)}
 NEUTRAL_TOKENIZE_VALUES: Mapping[str, tuple[object, ...]] = {
     "add_special_tokens": (True, False),
     "return_token_strs": (False,),
 }
 
 
-def drop_neutral(
-    body: Mapping[str, object], table: Mapping[str, tuple[object, ...]], prefix: str = ""
-) -> dict[str, object]:
+def drop_neutral(body: Mapping[str, object], table: Mapping[str, tuple[object, ...]]) -> dict[str, object]:
     """`body` without the fields of `table`. Raises BadRequestError for one that asks for something."""
     for name in body.keys() & table.keys():
         if not _is_neutral(body[name], table[name]):
-            param = prefix + name
-            raise BadRequestError(
-                f"'{param}' is not supported by this server", param=param, code="unsupported_parameter"
-            )
+            message = f"'{name}' is not supported by this server"
+            raise BadRequestError(message, param=name, code="unsupported_parameter")
     return {name: value for name, value in body.items() if name not in table}
 
 

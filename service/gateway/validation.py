@@ -13,7 +13,6 @@ from service.gateway.errors import BadRequestError, shorten
 from service.gateway.schema import INT64_MAX, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from service.gateway.unsupported import (
     NEUTRAL_COMPLETION_VALUES,
-    NEUTRAL_STREAM_OPTIONS,
     NEUTRAL_TOKENIZE_VALUES,
     drop_neutral,
 )
@@ -48,9 +47,6 @@ def parse_completion(body: dict[str, object]) -> CompletionRequest:
     if type(body.get("n")) is int and body.get("best_of") == body["n"]:
         body = {**body, "best_of": None}  # The best n of n are all of them.
     body = drop_neutral(body, NEUTRAL_COMPLETION_VALUES)
-    options = body.get("stream_options")
-    if isinstance(options, dict):
-        body["stream_options"] = drop_neutral(options, NEUTRAL_STREAM_OPTIONS, prefix="stream_options.")
     request = _parse(CompletionRequest, body)
     if request.stream_options is not None and not request.stream:
         raise BadRequestError("'stream_options' needs 'stream' to be true", param="stream_options")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from model.tokenizer import Tokenizer
 from service.engine.request import FinishReason, Request, RequestOutput, SamplingParams
-from service.gateway.choice import Choice
+from service.gateway.choice import Choice, Delta
 from service.gateway.errors import GenerationFailedError
 from service.gateway.stops import StopSet
 from tests.gateway.server import MODEL_DIR
@@ -120,7 +120,7 @@ def test_without_a_tokenizer_ids_come_instead_of_text() -> None:
     choice = Choice(3, Request("r", (1,), SamplingParams(max_tokens=9)), None, None)
     choice.feed(RequestOutput("r", (4, 5)))
     choice.feed(RequestOutput("r", (0,), FinishReason.STOP, stop_token_id=0))
-    assert choice.take() == (3, "", (4, 5, 0), FinishReason.STOP, None)
+    assert choice.take() == Delta(3, "", (4, 5, 0), FinishReason.STOP, None)
 
 
 @pytest.mark.parametrize("reason", [FinishReason.ERROR, FinishReason.ABORT])

@@ -42,6 +42,7 @@ def test_an_answer_has_every_field_users_read(client: httpx.Client, engine: Fake
             "prompt_tokens": num_prompt,
             "completion_tokens": num_story,
             "total_tokens": num_prompt + num_story,
+            "prompt_tokens_details": {"cached_tokens": 0},
         },
         "system_fingerprint": "0123456789ab-fake-float32-float32",
         "seed": 7,

@@ -43,6 +43,21 @@ def ids(what: str) -> list[int]:
     return TOKENIZER.encode(what)
 
 
+def decode(token_ids: list[int]) -> str:
+    assert TOKENIZER is not None
+    return TOKENIZER.decode(token_ids)
+
+
+def logprobs(answer: Json) -> Json:
+    found: Json = answer["choices"][0]["logprobs"]
+    return found
+
+
+def first_id(table: Json) -> int:
+    """The first id of a table of a prompt's log probabilities: the token that is there."""
+    return int(next(iter(table)))
+
+
 def once(what: str) -> int:
     [token_id] = ids(what)
     return token_id
@@ -74,7 +89,7 @@ ROWS: dict[str, Row] = {
         "must not be empty: this model needs at least one token to continue; a space or a newline will do",
     ),
     "max_tokens": Row(
-        3, lambda got, plain: usage(got)[1] == 3 and text(plain).startswith(text(got)), -1, "must be at least 1, got -1"
+        3, lambda got, plain: usage(got)[1] == 3 and text(plain).startswith(text(got)), -1, "must be at least 0, got -1"
     ),
     "min_tokens": Row(
         10,
@@ -82,6 +97,66 @@ ROWS: dict[str, Row] = {
         200,
         "must be at most 'max_tokens' (150), got 200",
         {**PLAIN, "max_tokens": 150, "stop_token_ids": [once(" girl")]},
+    ),
+    "echo": Row(
+        True,
+        lambda got, plain: text(got) == PROMPT + text(plain) and usage(got) == usage(plain),
+        1,
+        "must be true or false, got 1",
+    ),
+    "logprobs": Row(
+        2,
+        lambda got, plain: (
+            len(logprobs(got)["tokens"]) == 24 and {len(t) for t in logprobs(got)["top_logprobs"]} == {2}
+        ),
+        21,
+        "must be at most 20, got 21",
+    ),
+    "logprob_token_ids": Row(
+        [once(" girl"), 5],
+        lambda got, plain: {" girl", "%"} <= logprobs(got)["top_logprobs"][0].keys(),
+        [4096],
+        "must be at least 0 and at most 4095, got 4096",
+        {**PLAIN, "logprobs": 0},
+        "logprob_token_ids[0]",
+    ),
+    "prompt_logprobs": Row(
+        1,
+        lambda got, plain: (
+            [p and first_id(p) for p in got["choices"][0]["prompt_logprobs"]] == [None, *ids(PROMPT)[1:]]
+        ),
+        -1,
+        "must be at least 0, got -1",
+    ),
+    "include_stop_str_in_output": Row(
+        True,
+        lambda got, plain: text(got) == text(plain) + "little",
+        1,
+        "must be true or false, got 1",
+        {**PLAIN, "stop": "little"},
+    ),
+    "skip_special_tokens": Row(
+        False,
+        lambda got, plain: (text(plain), text(got)) == ("", "<|endoftext|>" * 24),
+        0,
+        "must be true or false, got 0",
+        {**PLAIN, "logit_bias": {"0": 100}, "ignore_eos": True},
+    ),
+    "return_token_ids": Row(
+        True,
+        lambda got, plain: (
+            got["choices"][0]["prompt_token_ids"] == ids(PROMPT)
+            and decode(got["choices"][0]["token_ids"]) == text(plain)
+        ),
+        1,
+        "must be true or false, got 1",
+    ),
+    "return_tokens_as_token_ids": Row(
+        True,
+        lambda got, plain: logprobs(got)["tokens"] == [f"token_id:{once(t)}" for t in logprobs(plain)["tokens"]],
+        1,
+        "must be true or false, got 1",
+        {**PLAIN, "logprobs": 0, "max_tokens": 10},
     ),
     "temperature": Row(1.5, lambda got, plain: text(got) != text(plain), -1, "must be at least 0, got -1"),
     "top_p": Row(1e-9, lambda got, plain: text(got).startswith(FIRST), 0, "must be greater than 0, got 0", WARM),

@@ -71,8 +71,8 @@ def test_a_stream(sync_client: openai.OpenAI, engine: FakeEngine, tokenizer: Tok
 
 def test_errors_are_the_clients_own(sync_client: openai.OpenAI, engine: FakeEngine) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        sync_client.completions.create(model="mosaic", prompt="x", echo=True)
-    assert (refused.value.param, refused.value.code) == ("echo", "unsupported_parameter")
+        sync_client.completions.create(model="mosaic", prompt="x", suffix="y")
+    assert (refused.value.param, refused.value.code) == ("suffix", "unsupported_parameter")
     with pytest.raises(openai.NotFoundError):
         sync_client.completions.create(model="nope", prompt="x")
     engine.script = steps(EngineOverloadedError("the queue is full", 3))

@@ -39,7 +39,8 @@ def test_usage_comes_last_and_only_when_asked_for(client: httpx.Client, engine: 
     engine.script = say([5, 6, 7])
     chunks = stream_chunks(client, {"prompt": [1, 2], "stream_options": {"include_usage": True}})
     assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    counts = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert chunks[-1]["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
     for options in ({}, {"stream_options": {"include_usage": False}}, {"stream_options": None}):
         assert all("usage" not in chunk for chunk in stream_chunks(client, {"prompt": [1], **options}))
