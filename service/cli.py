@@ -101,7 +101,7 @@ def _metavar(annotation: Any) -> str:
 def _help(name: str) -> str:
     field = ServeSettings.model_fields[name]
     text = field.description or ""
-    if field.default in (None, False, (), ""):
+    if field.default is None or field.default is False or field.default in ((), ""):
         return text
     default = "on" if field.default is True else getattr(field.default, "name", field.default)
     return f"{text} \\[default: {default}]"

@@ -160,6 +160,13 @@ class ServeSettings(EngineSettings):
         None, "Access", "Most tokens a minute, prompts and completions, of each key that has no limit of its own.", ge=1
     )
     public_metrics: bool = option(False, "Access", "Let those without a key see /metrics.")
+    stream_keep_alive: float = option(
+        15.0,
+        "Server",
+        "Seconds without anything to say after which a stream sends a comment; 0 for never.",
+        ge=0,
+        allow_inf_nan=False,
+    )
     drain_timeout: float = option(
         30.0,
         "Server",
@@ -206,6 +213,7 @@ class ServeSettings(EngineSettings):
         return GatewaySettings(
             cors_origins=self.cors_origins,
             root_path=self.root_path,
+            keep_alive_s=self.stream_keep_alive or None,
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
             has_public_metrics=self.public_metrics,

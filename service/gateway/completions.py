@@ -22,6 +22,7 @@ from service.gateway.choice import Delta
 from service.gateway.errors import DrainingError, to_api_error
 from service.gateway.exchange import Exchange, exchange_of
 from service.gateway.gateway import Gateway, gateway_of
+from service.gateway.heartbeat import Heartbeat
 from service.gateway.merge import OutputMerge
 from service.gateway.openapi import BODY_ERRORS, errors, json_body
 from service.gateway.plan import CompletionPlan, make_plan
@@ -67,7 +68,11 @@ async def create_completion(request: Request) -> Response:
 
 
 class CompletionResponse(Response):
-    """Generates while it answers. The status is sent once the engine has given its first output, no earlier."""
+    """Generates while it answers.
+
+    The status is sent once the engine has given its first output, so that what goes wrong until then has a status of
+    its own. A stream for which that takes longer than `keep_alive_s` begins before, with a comment.
+    """
 
     def __init__(self, gateway: Gateway, plan: CompletionPlan, exchange: Exchange, reservation: Reservation) -> None:
         super().__init__()
@@ -88,9 +93,12 @@ class CompletionResponse(Response):
                     stack.enter_context(gateway.drain.flight(merge.fail))
                     await stack.enter_async_context(merge)
                     await stack.enter_async_context(_watched(receive, merge.fail))
+                    heartbeat = stack.enter_context(self._heartbeat(merge.poke))
                     first = await run.next()
+                    while not (run.is_accepted or heartbeat.is_due):
+                        first = await run.next()
                 if plan.is_stream:
-                    await self._stream(first, run, send)
+                    await self._stream(first, run, heartbeat, send)
                 else:
                     await (await self._whole(first, run))(scope, receive, send)
 
@@ -102,7 +110,10 @@ class CompletionResponse(Response):
         choices = [self._writer.whole(delta, run.choices[delta.choice_index]) for delta in whole]
         return json_response({**self._writer.head(), "choices": choices, "usage": run.usage()})
 
-    async def _stream(self, deltas: list[Delta], run: CompletionRun, send: Send) -> None:
+    def _heartbeat(self, wake: Callable[[], None]) -> Heartbeat:
+        return Heartbeat(self._gateway.settings.keep_alive_s if self._plan.is_stream else None, wake)
+
+    async def _stream(self, deltas: list[Delta], run: CompletionRun, heartbeat: Heartbeat, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": streaming.HEADERS})
         encoder = ChunkEncoder(self._plan, self._writer)
         try:
@@ -111,6 +122,10 @@ class CompletionResponse(Response):
                     body = encoder.events(deltas, self._usage_so_far(run))
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                     run.delivered()
+                    heartbeat.sent()
+                elif heartbeat.is_due:
+                    await send({"type": "http.response.body", "body": streaming.KEEP_ALIVE, "more_body": True})
+                    heartbeat.sent()
                 deltas = await run.next()
             self._pay(run)
             last = encoder.events(deltas, self._usage_so_far(run))
@@ -131,7 +146,10 @@ class CompletionResponse(Response):
 
     def _failure(self, error: Exception, run: CompletionRun) -> bytes:
         told = to_api_error(error)
-        if told is not error:
+        if isinstance(error, EngineError):  # Not accepted in the end, after a comment or two.
+            self._gateway.metrics.rejected(told.code)
+            self._reservation.cancel()
+        elif told is not error:
             logger.error("request %s failed in its stream", self._plan.request_id, exc_info=error)
         run.settle(_end_reason(error))
         self._exchange.fields["error"] = told.code

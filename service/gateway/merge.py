@@ -40,6 +40,7 @@ class OutputMerge:
         self._error: Exception | None = None
         self._is_cut = False
         self._dropped: set[int] = set()
+        self._is_poked = False
         self._waiter: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -54,13 +55,16 @@ class OutputMerge:
             logger.error("%d engine requests did not end within %s s of their abort", len(late), self._abort_timeout_s)
 
     async def take(self) -> list[Arrival]:
-        """What arrived since the last call, in order; waits for at least one. For one task only.
+        """What arrived since the last call, in order; waits for at least one, or for `poke`. For one task only.
 
         Raises what a stream raised once everything before it was taken, or what `fail` was given at once.
         """
         while self._is_cut or not self._arrived:
             if self._error is not None:
                 raise self._error
+            if self._is_poked:
+                self._is_poked = False
+                return []
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         arrived, self._arrived = self._arrived, []
@@ -70,6 +74,11 @@ class OutputMerge:
         """Aborts one request whose further outputs nobody wants; `take` may still give some."""
         self._dropped.add(index)
         self._tasks[index].cancel()
+
+    def poke(self) -> None:
+        """Makes `take` return without anything, if there is nothing."""
+        self._is_poked = True
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         """Makes `take` raise `error` now, whatever else has arrived. The first call counts."""

@@ -63,6 +63,11 @@ class CompletionRun:
         self._is_accepted = False
 
     @property
+    def is_accepted(self) -> bool:
+        """Whether the engine has answered."""
+        return self._is_accepted
+
+    @property
     def is_finished(self) -> bool:
         return self._num_unfinished == 0
 
@@ -106,10 +111,13 @@ class CompletionRun:
     async def next(self) -> list[Delta]:
         """Waits for the engine; what is new since the last call, at most one delta for each choice, maybe none.
 
+        Poking the merge ends the wait.
+
         Raises what the engine client raised, or GenerationFailedError.
         """
         arrivals = await self._merge.take()
-        self._accept()
+        if arrivals:
+            self._accept()
         touched: dict[int, Choice] = {}
         num_tokens = 0
         for arrival in arrivals:

@@ -13,6 +13,7 @@ class GatewaySettings:
     length of prompt text from which tokenizing leaves the event loop. `name` tells gateways of the same engines apart.
     `requests_per_minute` and `tokens_per_minute` bound each API key that has no bounds of its own. `has_public_metrics`
     lets those without a key see the metrics. `root_path` is where a proxy shows this server.
+    A stream that has nothing to say for `keep_alive_s` says that it lives; None: it does not.
     """
 
     name: str = "0"
@@ -37,6 +38,7 @@ class GatewaySettings:
     health_timeout_s: float = 2.0
     stats_timeout_s: float = 2.0
     abort_timeout_s: float = 5.0
+    keep_alive_s: float | None = 15.0
     drain_grace_s: float = 1.0
     drain_retry_after_s: float = 5.0
     root_path: str = ""

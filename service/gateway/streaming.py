@@ -48,6 +48,10 @@ class ChunkEncoder:
         return orjson.dumps(self._writer.piece(delta, is_first=is_first))
 
 
+# A comment, which clients skip: a sign of life for them and for what lies between.
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
 def error_event(error: ApiError) -> bytes:
     """The last event of a stream that failed."""
     return b"data: %b\n\n" % orjson.dumps(error.body())
