@@ -15,7 +15,7 @@ from service.gateway.sampling import sampling_params
 from service.gateway.schema import CompletionRequest
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
-from service.gateway.shape import AnswerShape
+from service.gateway.shape import PLAIN, AnswerShape
 from service.gateway.stops import StopSet
 
 DEFAULT_MAX_TOKENS = 16
@@ -39,11 +39,11 @@ class CompletionPlan:
     num_choices: int
     num_prompt_tokens: int
     seed: int
-    stops: StopSet | None
-    shape: AnswerShape
-    is_stream: bool
-    include_usage: bool
-    continuous_usage: bool
+    stops: StopSet | None = None
+    shape: AnswerShape = PLAIN
+    is_stream: bool = False
+    include_usage: bool = False
+    continuous_usage: bool = False
 
 
 async def make_plan(

@@ -164,7 +164,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 def plan_of(num_requests: int, num_tokens: int) -> CompletionPlan:
     request = Request("r", (1,), SamplingParams(max_tokens=num_tokens - 1))
-    return CompletionPlan("r", 0, "m", (request,) * num_requests, 1, 0, None, False, False)
+    return CompletionPlan("r", 0, "m", (request,) * num_requests, num_choices=num_requests, num_prompt_tokens=1, seed=0)
 
 
 @pytest.mark.parametrize(
