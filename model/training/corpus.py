@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import lzma
 from collections.abc import Collection
 from pathlib import Path
@@ -10,17 +11,37 @@ from pathlib import Path
 from model.tokenizer import END_OF_TEXT
 
 
-def read_documents(path: Path) -> list[str]:
-    """The documents of a UTF-8 file, plain or .xz, separated by `<|endoftext|>`: stripped, empty ones left out.
+def text_files(path: Path) -> list[Path]:
+    """`path` itself, or the files of a directory and of those in it, in the order of their names; no hidden ones."""
+    if not path.is_dir():
+        return [path]
+    inside = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return [file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)]
 
-    Raises OSError where the file cannot be read, ValueError naming it where it is not such a text.
+
+def read_documents(path: Path, form: str = "text") -> list[str]:
+    """The documents of a UTF-8 file, plain or .xz, or of a directory of them: stripped, empty ones left out.
+
+    `form` is one of a recipe's formats. Raises OSError where a file cannot be read, ValueError naming it where it is
+    not of that form.
     """
-    try:
-        content = path.read_bytes()
-        text = (lzma.decompress(content) if path.suffix == ".xz" else content).decode()
-    except (lzma.LZMAError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    return [document for part in text.split(END_OF_TEXT) if (document := part.strip())]
+    found: list[str] = []
+    for file in text_files(path):
+        try:
+            content = file.read_bytes()
+            text = (lzma.decompress(content) if file.suffix == ".xz" else content).decode()
+            found += text.split(END_OF_TEXT) if form == "text" else map(_json_document, text.splitlines())
+        except (lzma.LZMAError, ValueError, RecursionError) as error:
+            raise ValueError(f"{file}: {error}") from None
+    return [document for part in found if (document := part.strip())]
+
+
+def _json_document(line: str) -> str:
+    value = json.loads(line) if line.strip() else ""
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise ValueError(f"expected a string, or an object with a string `text`, on every line, got {line[:60]!r}")  # noqa: TRY004
+    return text
 
 
 def document_hash(document: str) -> bytes:

@@ -57,7 +57,7 @@ class Trainer:
         Raises FloatingPointError where the loss is no longer a number; the state is the last one saved.
         """
         run, steps = self.recipe.run, self.recipe.training.steps
-        with Report(run.directory, steps, self.progress.step, is_silent=not self.processes.is_first) as report:
+        with self._report() as report:
             report.say(self._greeting())
             meter, saved_at = _Meter(), time.monotonic()
             while (step := self.progress.step) < steps:
@@ -77,6 +77,11 @@ class Trainer:
                     report.say(f"stopped at step {step}; the same command goes on")
                     return is_last
         return True
+
+    def _report(self) -> Report:
+        run, is_silent = self.recipe.run, not self.processes.is_first
+        steps = self.recipe.training.steps
+        return Report(run.directory, steps, self.progress.step, is_silent=is_silent, has_board=run.tensorboard)
 
     def save(self) -> None:
         """Writes the state, and the model as it is, from the first process."""
@@ -154,7 +159,7 @@ class Trainer:
             loss = self.validation.loss(self.network, self.device, self.processes)
             if self.processes.is_first:
                 for prompt in self.recipe.run.prompts:
-                    text = complete(self.network, self.packed.tokenizer, prompt, self.device)
+                    text = complete(self.network, self.packed.tokenizer, prompt, self.recipe.data.window, self.device)
                     report.sample(self.progress.step, prompt, text)
         self.progress = replace(self.progress, best=min(loss, self.progress.best or math.inf))
         return loss

@@ -24,7 +24,9 @@ class Source(_Part):
     """A text to train on."""
 
     path: Path
-    """UTF-8, plain or .xz; documents separated by lines `<|endoftext|>`. Relative to the recipe's directory."""
+    """A file, UTF-8, plain or .xz, or a directory of them. Relative to the recipe's directory."""
+    format: Literal["text", "jsonl"] = "text"
+    """text: documents separated by `<|endoftext|>`; jsonl: one a line, a JSON string or an object with `text`."""
     weight: Positive = 1.0
     """How often an epoch takes its windows: 2 twice each, 0.5 every second one."""
 
@@ -93,6 +95,8 @@ class Run(_Part):
     """Continued after each validation, to be read."""
     weights: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in the model directory."""
+    tensorboard: bool = False
+    """Writes the log for TensorBoard too; needs the extra `train`."""
 
 
 class Recipe(_Part):

@@ -6,12 +6,12 @@ import csv
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-LOG_FILE, SAMPLES_FILE = "log.csv", "samples.txt"
+LOG_FILE, SAMPLES_FILE, BOARD = "log.csv", "samples.txt", "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Record:
 class Report:
     """Files under the run's directory, and the console. `is_silent` for all processes but the first."""
 
-    def __init__(self, directory: Path, steps: int, first_step: int, *, is_silent: bool = False) -> None:
+    def __init__(
+        self, directory: Path, steps: int, first_step: int, *, is_silent: bool = False, has_board: bool = False
+    ) -> None:
         self._directory, self._is_silent = directory, is_silent
         self._console = Console(stderr=True, quiet=is_silent)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -43,6 +45,7 @@ class Report:
             *columns, console=self._console, transient=True, disable=is_silent or not self._console.is_terminal
         )
         self._task = self._progress.add_task("training", total=steps, completed=first_step)
+        self._board = _tensorboard(directory, first_step) if has_board and not is_silent else None
         if not is_silent:
             _drop_after(directory / LOG_FILE, first_step)
 
@@ -54,13 +57,15 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        if self._board:
+            self._board.close()
 
     def advance(self, step: int, loss: float) -> None:
         """Moves the bar."""
         self._progress.update(self._task, completed=step, description=f"loss {loss:.3f}")
 
     def log(self, record: Record) -> None:
-        """One line in the file, and one to read."""
+        """One line in the file, one to read, and points for TensorBoard."""
         if self._is_silent:
             return
         path = self._directory / LOG_FILE
@@ -72,6 +77,10 @@ class Report:
             writer.writerow(
                 "" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in asdict(record).values()
             )
+        if self._board:
+            for name, value in asdict(record).items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, record.step)
         self.say(
             f"step {record.step}  epoch {record.epoch:.2f}  loss {record.loss:.4f}  norm {record.gradient_norm:.2f}"
             f"  rate {record.learning_rate:.2e}  {record.tokens_per_s:.0f} tokens/s"
@@ -87,6 +96,15 @@ class Report:
     def say(self, text: str) -> None:
         """A line on the console."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _tensorboard(directory: Path, first_step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+    except ImportError:
+        raise ValueError("run.tensorboard: needs tensorboardX, which the extra `train` installs") from None
+    # What was logged after the state that the run goes on from is not to be shown.
+    return SummaryWriter(str(directory / BOARD), purge_step=first_step + 1)
 
 
 def _drop_after(path: Path, step: int) -> None:

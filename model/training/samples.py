@@ -11,14 +11,17 @@ TOKENS, TEMPERATURE, TOP_K = 80, 0.7, 40
 
 
 @torch.no_grad()
-def complete(network: nn.Module, tokenizer: Tokenizer, prompt: str, device: torch.device) -> str:
-    """The prompt's continuation, up to `TOKENS` tokens or the end of the text; the same for the same weights."""
+def complete(network: nn.Module, tokenizer: Tokenizer, prompt: str, window: int, device: torch.device) -> str:
+    """The prompt's continuation, up to `TOKENS` tokens or the end of the text; the same for the same weights.
+
+    The network sees the last `window` tokens.
+    """
     generator = torch.Generator().manual_seed(0)
     prompt_ids = tokenizer.encode(prompt)
     ids = list(prompt_ids)
     network.eval()
     for _ in range(TOKENS):
-        logits = network(torch.tensor([ids], device=device))[0, -1, : tokenizer.vocab_size].float().cpu()
+        logits = network(torch.tensor([ids[-window:]], device=device))[0, -1, : tokenizer.vocab_size].float().cpu()
         best, candidates = torch.topk(logits / TEMPERATURE, min(TOP_K, logits.shape[0]))
         drawn = int(candidates[torch.multinomial(torch.softmax(best, 0), 1, generator=generator)])
         if drawn == tokenizer.eos_token_id:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from model.tokenizer import END_OF_TEXT, TOKENIZER_FILE, Tokenizer
-from model.training.corpus import document_hash, read_documents, split
+from model.training.corpus import document_hash, read_documents, split, text_files
 from model.training.recipe import Data
 
 MANIFEST_FILE = "manifest.json"
@@ -70,8 +70,8 @@ def open_packed(directory: Path) -> PackedTokens:
 def _description(data: Data) -> dict[str, Any]:
     """What determines the files' contents."""
     return {
-        "sources": [_file_digest(source.path) for source in data.sources],
-        "validation": data.validation and _file_digest(data.validation),
+        "sources": [[source.format, *map(_file_digest, text_files(source.path))] for source in data.sources],
+        "validation": data.validation and [_file_digest(file) for file in text_files(data.validation)],
         "tokenizer": data.tokenizer and _file_digest(data.tokenizer),
         "vocab_size": data.vocab_size,
         "held_out": data.held_out,
@@ -87,7 +87,7 @@ def _write(data: Data, description: dict[str, Any], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     validation = read_documents(data.validation) if data.validation else []
     never = {document_hash(document) for document in validation}
-    parts = [split(read_documents(source.path), data.held_out, never) for source in data.sources]
+    parts = [split(read_documents(source.path, source.format), data.held_out, never) for source in data.sources]
     held_out = [document for _, part in parts for document in part]
     serialized = (
         data.tokenizer.read_text(encoding="utf-8")

@@ -76,6 +76,24 @@ def test_the_trained_tokenizer_keeps_every_byte() -> None:
     assert len(tokenizer.encode("the fox found")) < 8
 
 
+def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+    (tmp_path / "b" / ".git").mkdir(parents=True)
+    (tmp_path / "b" / ".git" / "config").write_text("hidden")
+    (tmp_path / "b" / "one.txt").write_text("third")
+    (tmp_path / "a.txt").write_text("first\n<|endoftext|>\nsecond\n<|endoftext|>\n")
+    assert read_documents(tmp_path) == ["first", "second", "third"]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "stories.jsonl"
+    path.write_text('"one\\ntwo"\n\n{"text": "three", "by": 4}\n')
+    assert read_documents(path, "jsonl") == ["one\ntwo", "three"]
+    for bad in ("3", "{}", '{"text": 1}', "[", "[" * 100_000):
+        path.write_text(bad)
+        with pytest.raises(ValueError, match=r"stories\.jsonl"):
+            read_documents(path, "jsonl")
+
+
 def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"\xff\xff")
     (tmp_path / "bad.txt.xz").write_bytes(b"not xz")

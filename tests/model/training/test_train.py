@@ -129,7 +129,8 @@ def test_two_processes_do_what_one_does(corpus: Path) -> None:
 def test_a_transformer_trains_with_the_same_command(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_recipe(corpus)
     sizes = "{architecture: transformer, n_layer: 1, n_head: 2, n_embd: 16}"
-    assert main([str(path), f"model={sizes}", "training.steps=30"]) == 0
+    assert main([str(path), f"model={sizes}", "training.steps=30", "run.prompts=[Tom]", "run.tensorboard=true"]) == 0
+    assert list((corpus / "run" / "tensorboard").iterdir())
     lines = log_of(corpus / "run")
     assert float(lines[-1]["validation_loss"]) < 0.9 * float(lines[0]["loss"])
     assert main([str(path), f"model={sizes}", "model.n_head=3", "run.directory=other"]) == 2
