@@ -6,6 +6,7 @@ Imports of torch, Ray and the gateway happen inside commands, so that `--help` a
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from service.errors import CommandError, ExitCode, UsageError
+from service.logs import configure_logging, is_json
 from service.settings import ServeSettings, env_name, flag, load_settings, unknown_variables
 from service.version import package_version
 
@@ -112,9 +114,12 @@ def _merge(ctx: typer.Context, given: dict[str, Any], config: Path | None) -> Se
     origins = {name: flag(name) if _is_typed(ctx, name) else env_name(name) for name in given}
     # What is read here no child inherits, a Ray worker least of all.
     os.environ.pop(env_name("api_key"), None)
+    settings = load_settings(given, origins, config)
+    if settings.log_format == "json":
+        configure_logging(settings.log_level, "json")
     for variable in unknown_variables(os.environ):
-        print(f"tessera: {variable} is ignored: there is no such option", file=sys.stderr)
-    return load_settings(given, origins, config)
+        _say(f"{variable} is ignored: there is no such option")
+    return settings
 
 
 def _is_typed(ctx: typer.Context, name: str) -> bool:
@@ -214,5 +219,12 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"tessera: {' '.join(message.split())}", file=sys.stderr)
+    _say(" ".join(message.split()), logging.ERROR)
     sys.exit(code)
+
+
+def _say(message: str, level: int = logging.WARNING) -> None:
+    if is_json():
+        logging.getLogger("tessera").log(level, "%s", message)
+    else:
+        print(f"tessera: {message}", file=sys.stderr)

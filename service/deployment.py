@@ -18,6 +18,7 @@ from service.config import EngineConfig
 from service.engine.errors import EngineError
 from service.gateway.app import create_app
 from service.keys import load_keys
+from service.logs import LogFormat, configure_logging
 from service.ray_client import RayEngineClient
 from service.ray_engine import ENGINE, EngineReplica, LoadEngine, load_engine
 from service.ray_peers import RayPeers
@@ -31,7 +32,17 @@ _MAX_GATEWAYS = 64
 _REFUSAL_SLACK = 64
 _MAX_CONNECTIONS = 4096
 # Settings of a server of our own, which is not there when Serve does the listening.
-_NOT_IN_A_CLUSTER = {"host", "port", "local", "ray_address", "log_level"}
+_NOT_IN_A_CLUSTER = {
+    "host",
+    "port",
+    "local",
+    "ray_address",
+    "uds",
+    "uds_mode",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "trusted_proxies",
+}
 
 
 def engine_application(
@@ -41,6 +52,7 @@ def engine_application(
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
     drain_timeout_s: float = 60.0,
+    log_format: LogFormat = "text",
     load: LoadEngine = load_engine,
 ) -> Application:
     """The application of `num_replicas` engines, each with these CPUs and GPUs.
@@ -61,9 +73,14 @@ def engine_application(
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=1,
         request_router_config={"request_router_class": LeastLoadedRouter},
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=_logging(log_format),
     )(EngineReplica)
     return deployment.bind(config, load)
+
+
+def _logging(log_format: LogFormat) -> LoggingConfig:
+    """Of Serve's own log: the access log is the gateway's affair."""
+    return LoggingConfig(enable_access_log=False, encoding="JSON" if log_format == "json" else "TEXT")
 
 
 @serve.ingress()
@@ -71,6 +88,7 @@ class GatewayReplica:
     """A gateway whose HTTP server is Serve's."""
 
     async def __init__(self, settings: ServeSettings, engine: DeploymentHandle[EngineReplica]) -> None:  # type: ignore[misc]
+        configure_logging(settings.log_level, settings.log_format)
         client: RayEngineClient | None = None
         while client is None:
             # Engines take as long as they take to load; should they fail, the application does.
@@ -108,6 +126,7 @@ def build(args: Mapping[str, Any]) -> Application:
         num_cpus=settings.threads or 1,
         num_gpus=settings.num_gpus,
         drain_timeout_s=settings.drain_timeout,
+        log_format=settings.log_format,
     )
     gateway = serve.deployment(
         name=GATEWAY,
@@ -115,6 +134,6 @@ def build(args: Mapping[str, Any]) -> Application:
         ray_actor_options={"num_cpus": 0.5},
         graceful_shutdown_timeout_s=settings.drain_timeout,
         graceful_shutdown_wait_loop_s=0.5,
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=_logging(settings.log_format),
     )(GatewayReplica)
     return gateway.bind(settings, engine)

@@ -23,7 +23,7 @@ from service.startup import ready_lines, require_model, served_model, start_engi
 
 def serve_local(settings: ServeSettings, progress: Progress) -> None:
     """Loads, serves and drains. Returns when the server has ended on a signal. Raises CommandError."""
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     config = settings.engine_config()
     if settings.replicas > 1 or settings.ray_address:
         raise UsageError("--local is one process without Ray: leave out --replicas and --ray-address")

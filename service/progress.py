@@ -1,11 +1,19 @@
-"""What a person sees while something slow starts: a spinner on a terminal, plain lines elsewhere. On stderr."""
+"""What a person sees while something slow starts: a spinner on a terminal, plain lines elsewhere. On stderr.
+
+Where the log is JSON, so is this.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+
+from service.logs import is_json
+
+logger = logging.getLogger("tessera")
 
 
 class Progress:
@@ -27,18 +35,25 @@ class Progress:
             yield
             return
         started_s = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not is_json():
             with _spinner(title):
                 yield
         else:
-            print(f"{title} ...", file=sys.stderr, flush=True)
+            _write(f"{title} ...")
             yield
-        print(f"{title}: {time.monotonic() - started_s:.1f} s", file=sys.stderr, flush=True)
+        _write(f"{title}: {time.monotonic() - started_s:.1f} s")
 
     def say(self, text: str) -> None:
         """Plain lines, as they are."""
         if not self._is_quiet:
-            print(text, file=sys.stderr, flush=True)
+            _write(text)
+
+
+def _write(text: str) -> None:
+    if is_json():
+        logger.info("%s", text.strip())
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

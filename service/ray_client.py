@@ -252,7 +252,8 @@ class RayEngineClient:
                 link.heard_at_s = time.monotonic()
                 link.pulse = message.pulse or link.pulse
                 for line in message.log:
-                    logger.warning("engine replica %s: %s", link.replica, line)
+                    fields = {"replica": link.replica, "message": line}
+                    logger.warning("engine replica %s: %s", link.replica, line, extra={"fields": fields})
                 for output in map(unpack, message.outputs):
                     flight = self._flights.get(output.request_id)
                     if flight is not None:

@@ -40,7 +40,7 @@ def serve_ray(settings: ServeSettings, progress: Progress) -> None:
 
     Raises CommandError, and KeyboardInterrupt when a signal came before the server was ready.
     """
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     config = _engine_config(settings)
     require_model(settings.model)
     with open_front_door(settings) as door:
@@ -94,6 +94,7 @@ def _application(settings: ServeSettings, config: EngineConfig) -> Application:
         num_cpus=1 if settings.ray_address is None else config.num_threads or 1,
         num_gpus=settings.num_gpus,
         drain_timeout_s=settings.drain_timeout,
+        log_format=settings.log_format,
     )
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from service.config import DType, EngineConfig, KernelName
 from service.errors import UsageError
 from service.gateway.settings import GatewaySettings
+from service.logs import LogFormat
 
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "model" / "pretrained" / "llama-tales-mosaic-6m"
 ENV_PREFIX = "TESSERA_"
@@ -175,6 +176,7 @@ class ServeSettings(EngineSettings):
         allow_inf_nan=False,
     )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "Server", "Least severe log line shown.")
+    log_format: LogFormat = option("text", "Server", "Lines of text, or one JSON object a line.")
     local: bool = option(False, "Ray", "One process: gateway and engine together, without Ray.")
     replicas: int = option(1, "Ray", "Engine replicas.", ge=1)
     num_gpus: float = option(0.0, "Ray", "GPUs of each replica.", ge=0, allow_inf_nan=False)

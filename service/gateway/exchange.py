@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from service.gateway.api_keys import ApiKey
 from service.gateway.schema import REQUEST_ID
+from service.logs import current_request_id
 
 _SANE_ID = re.compile(REQUEST_ID)
 _KEY = "exchange"
@@ -33,6 +34,7 @@ class Exchange:
     def rename(self, request_id: object) -> None:
         """Goes on under the id that a body gave, if that is sane."""
         self.request_id = _sane(request_id) or self.request_id
+        current_request_id.set(self.request_id)
 
     @property
     def elapsed_s(self) -> float:
@@ -42,6 +44,7 @@ class Exchange:
 def open_exchange(scope: Scope) -> Exchange:
     """Begins the exchange of an HTTP `scope` under the id its client gave, if that is sane, or a new one."""
     exchange = Exchange(_given_id(scope) or _new_id(scope["path"]), time.perf_counter())
+    current_request_id.set(exchange.request_id)
     scope.setdefault("state", {})[_KEY] = exchange
     return exchange
 

@@ -65,7 +65,7 @@ class Observer:
         level = logging.DEBUG if route in _QUIET_ROUTES and status < 500 else logging.INFO
         if access_logger.isEnabledFor(level):
             fields = _fields(scope, exchange, status)
-            access_logger.log(level, "%s", _line(fields), extra={"fields": fields})
+            access_logger.log(level, "%s", _line(fields), extra={"fields": fields | {"route": route}})
 
 
 def _fields(scope: Scope, exchange: Exchange, status: int) -> dict[str, object]:

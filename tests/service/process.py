@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-_URL = re.compile(r"is ready after [\d.]+ s at (https?://\S+|unix:\S+)")
+_URL = re.compile(r"is ready after [\d.]+ s at (https?://[^\s\\]+|unix:[^\s\\]+)")
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
