@@ -19,7 +19,7 @@ from model.config import NetworkConfig
 from model.tokenizer import TOKENIZER_FILE
 from service.config import EngineConfig
 from service.engine.loader import kernel_path_of, resolve_dtypes
-from service.engine.memory_plan import available_bytes, plan_memory
+from service.engine.memory_plan import available_bytes, plan_memory, window_bytes
 from service.settings import ServeSettings
 from service.startup import explained, require_device, require_model
 from service.version import package_version
@@ -62,7 +62,7 @@ def _memory_facts(config: EngineConfig, model: NetworkConfig) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "memory_dtype": str(memory_dtype).removeprefix("torch."),
         "bytes_per_token": MemoryCache.block_bytes(model, 1, memory_dtype),
-        "bytes_per_sequence": slot_bytes,
+        "bytes_per_sequence": slot_bytes + window_bytes(config, model, memory_dtype),
         "prefix_cache": config.prefix_cache,
         "snapshot_bytes": plan.num_snapshots * slot_bytes,
         "cache_bytes": plan.num_bytes,

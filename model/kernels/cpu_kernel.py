@@ -32,7 +32,7 @@ def unsupported(config: NetworkConfig, device_type: str, dtype: torch.dtype, blo
     if device_type != "cpu":
         return "the model is not on the CPU"
     if not isinstance(config, MosaicConfig):
-        return f"{config.architecture} is not supported"
+        return f"they serve memory-mosaic-v1, and this is a {config.architecture}"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"weights of {dtype} are not supported"
     if config.head_dim > MAX_HEAD_DIM:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
-from service.engine.prefix_cache import CachedPrefix, PrefixCache
+from service.engine.prefix_cache import CachedPrefix, PrefixCache, StateSnapshot
 from service.engine.sequence import Sequence
+from service.engine.short_term import ShortTermBlocks
 
 
 class BlockManager:
@@ -15,16 +17,25 @@ class BlockManager:
     A sequence of n tokens has n - look_ahead complete pairs (pair t completes when token t + look_ahead arrives) in as
     many blocks as those fill, and one slot for the fixed part of its state. Sequences that begin alike hold the same
     blocks, none of which is written to any more. A block that nobody holds is idle while its text can be found in the
-    prefix cache, else free; idle ones are evicted when no free one is left.
+    prefix cache, else free; idle ones are evicted when no free one is left. Blocks of a short-term memory, where there
+    is one, come from a pool of their own, which suffices for every step.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, num_slots: int, *, look_ahead: int = 1, has_prefix_cache: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int,
+        *,
+        look_ahead: int = 1,
+        has_prefix_cache: bool = True,
+        short_term: ShortTermBlocks | None = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_slots = num_slots
         self.look_ahead = look_ahead
+        self.short_term = short_term
         self.prefix_cache = PrefixCache(num_blocks, block_size, num_slots, look_ahead, is_enabled=has_prefix_cache)
         self._free_blocks = list(range(num_blocks - 1, -1, -1))
         self._free_slots = list(range(num_slots - 1, -1, -1))
@@ -54,23 +65,63 @@ class BlockManager:
             self._num_holders[block] = 1
             sequence.block_table.append(block)
 
+    def find(self, sequence: Sequence) -> CachedPrefix:
+        """The longest prefix in memory that `sequence` can go on from, with a token left to absorb. Changes nothing."""
+        prefix = self.prefix_cache.find(sequence)
+        if self.short_term is None:
+            return prefix
+        keys = self.prefix_cache.keys(sequence, prefix.num_tokens)
+        while prefix.num_tokens:
+            table = self.short_term.find(keys, prefix.num_tokens)
+            if table is not None:
+                tail = table.pop() if prefix.tail is not None else None
+                return replace(prefix, short_table=tuple(table), short_tail=tail)
+            prefix = self.prefix_cache.shorter(prefix)
+            keys = keys[: len(prefix.blocks)]
+        return prefix
+
     def can_begin(self, sequence: Sequence, prefix: CachedPrefix, reserve: int = 0) -> bool:
         """Whether blocks for all tokens of `sequence` can be had, those of `prefix` shared, with `reserve` left."""
         missing = self.num_blocks_for(sequence.num_tokens) - len(prefix.blocks)
         woken = sum(self._num_holders[block] == 0 for block in prefix.blocks)
         return missing + woken + reserve <= self.num_free_blocks
 
-    def begin(self, sequence: Sequence, prefix: CachedPrefix) -> None:
+    def begin(self, sequence: Sequence, prefix: CachedPrefix) -> list[tuple[int, int]]:
         """Gives `sequence` blocks for all its tokens, those of `prefix` shared. The caller asked `can_begin`.
 
-        Tail and snapshot of `prefix` must be copied before anything else is written to memory.
+        Returns the blocks that must be copied (from, to), as the snapshot of `prefix` must be, before anything else is
+        written to memory.
         """
         for block in prefix.blocks:
             self._num_holders[block] += 1
             self.prefix_cache.use(block)
         sequence.block_table.extend(prefix.blocks)
+        if self.short_term is not None:
+            self.short_term.share(sequence, prefix.short_table)
         self.prefix_cache.begin(sequence, prefix)
         self.grow(sequence, sequence.num_tokens)
+        if prefix.tail is None:
+            return []
+        copies = [(prefix.tail, sequence.block_table[len(prefix.blocks)])]
+        if self.short_term is not None and prefix.short_tail is not None:
+            copies.append(self.short_term.append_copy(sequence, prefix.short_tail))
+        return copies
+
+    def reach(self, sequence: Sequence, num_tokens: int) -> None:
+        """Makes ready for `sequence` to absorb all but the rest of its first `num_tokens` tokens in the next step."""
+        if self.short_term is not None:
+            self.short_term.extend(sequence, self.num_blocks_for(num_tokens))
+
+    def book(self, sequence: Sequence, snapshots: tuple[StateSnapshot, ...]) -> None:
+        """`sequence` has absorbed what was planned, and these states were kept."""
+        self.prefix_cache.book(sequence, snapshots)
+        if self.short_term is None:
+            return
+        for snapshot in snapshots:
+            num_blocks = self.num_blocks_for(snapshot.num_tokens)
+            key = self.prefix_cache.keys(sequence, snapshot.num_tokens)[-1]
+            self.short_term.book(key, sequence.short_table[num_blocks - 1])
+        self.short_term.trim(sequence)
 
     def take_slot(self, sequence: Sequence) -> None:
         sequence.slot = self._free_slots.pop()
@@ -84,6 +135,8 @@ class BlockManager:
             if self._num_holders[block] == 0:
                 self._let_go(block)
         sequence.block_table.clear()
+        if self.short_term is not None:
+            self.short_term.release(sequence)
         if sequence.slot is not None:
             self._free_slots.append(sequence.slot)
             sequence.slot = None
@@ -104,6 +157,8 @@ class BlockManager:
         slots = [sequence.slot for sequence in holders if sequence.slot is not None]
         _assert_each_once("slot", Counter([*self._free_slots, *slots]), self.num_slots)
         self.prefix_cache.check_integrity(self._num_holders, holders)
+        if self.short_term is not None:
+            self.short_term.check_integrity(holders)
 
 
 def _assert_each_once(noun: str, counts: Counter[int], size: int) -> None:

@@ -17,9 +17,10 @@ from service.config import EngineConfig
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_manager import BlockManager
 from service.engine.engine import Engine
-from service.engine.memory_plan import plan_memory
+from service.engine.memory_plan import MemoryPlan, plan_memory
 from service.engine.runner import ModelRunner
 from service.engine.scheduler import Scheduler, SchedulerConfig
+from service.engine.short_term import ShortTermBlocks
 from service.engine.stats import EngineInfo
 
 
@@ -35,8 +36,6 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     model = load_model(Path(config.model_dir), device=config.device, dtype=dtype)
     watch.lap("weights")
     state_dtype = torch.float64 if dtype is torch.float64 else torch.float32
-    if isinstance(model.config, MosaicV2Config):
-        raise ValueError(f"{model.config.architecture} cannot be served yet")  # noqa: TRY004
     memory = plan_memory(config, model.config, memory_dtype, state_dtype)
     kernel = make_kernel(model, kernel_path_of(config, model.config), num_threads=num_threads)
     watch.lap("kernel")
@@ -48,10 +47,11 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         memory.num_slots,
         look_ahead=LOOK_AHEAD,
         has_prefix_cache=config.prefix_cache,
+        short_term=_short_term(model.config, memory, config.block_size),
     )
     cache = MemoryCache(
         model.config,
-        num_blocks=memory.num_blocks,
+        num_blocks=memory.num_blocks + memory.num_short_blocks,
         block_size=config.block_size,
         num_slots=blocks.num_slots + blocks.prefix_cache.num_slots,
         device=config.device,
@@ -105,6 +105,13 @@ class _StopWatch:
         now_s = time.monotonic()
         self.laps.append((name, now_s - self._last_s))
         self._last_s = now_s
+
+
+def _short_term(model: NetworkConfig, memory: MemoryPlan, block_size: int) -> ShortTermBlocks | None:
+    """Their blocks come after the others in the same cache."""
+    if not isinstance(model, MosaicV2Config):
+        return None
+    return ShortTermBlocks(memory.num_blocks, memory.num_short_blocks, block_size, model.short_window - 1)
 
 
 def kernel_path_of(config: EngineConfig, model: NetworkConfig) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from model.cache import LOOK_AHEAD, MemoryCache
-from model.config import NetworkConfig
+from model.config import MosaicV2Config, NetworkConfig
 from service.config import EngineConfig
+from service.engine.short_term import ShortTermBlocks, short_blocks_of_window
 
 # Of what is available when nobody says how much: the weights of other replicas and the clients need room too.
 _DEFAULT_SHARE = 0.4
@@ -24,6 +25,8 @@ class MemoryPlan:
     num_slots: int
     num_snapshots: int
     num_bytes: int
+    num_short_blocks: int = 0
+    """Beside the others, in a network with a short-term memory."""
 
 
 def plan_memory(
@@ -39,6 +42,8 @@ def plan_memory(
         block_bytes += slot_bytes
         fixed_bytes *= 2
     per_sequence = -(-(max_model_len - LOOK_AHEAD) // config.block_size)
+    num_short_blocks = _num_short_blocks(config, model, per_sequence)
+    fixed_bytes += num_short_blocks * MemoryCache.block_bytes(model, config.block_size, memory_dtype)
     wanted = per_sequence * config.max_num_seqs
     available = available_bytes(config.device)
     budget = config.memory_bytes or int(available * _DEFAULT_SHARE)
@@ -58,7 +63,28 @@ def plan_memory(
     num_blocks = max(num_blocks, 1)
     num_snapshots = num_blocks + config.max_num_seqs if config.prefix_cache else 0
     num_bytes = num_blocks * block_bytes + fixed_bytes
-    return MemoryPlan(max_model_len, num_blocks, config.max_num_seqs, num_snapshots, num_bytes)
+    return MemoryPlan(max_model_len, num_blocks, config.max_num_seqs, num_snapshots, num_bytes, num_short_blocks)
+
+
+def window_bytes(config: EngineConfig, model: NetworkConfig, memory_dtype: torch.dtype) -> int:
+    """Bytes of the short-term memory that one sequence holds at most between two steps."""
+    if not isinstance(model, MosaicV2Config):
+        return 0
+    num_blocks = short_blocks_of_window(model.short_window - 1, config.block_size)
+    return num_blocks * MemoryCache.block_bytes(model, config.block_size, memory_dtype)
+
+
+def _num_short_blocks(config: EngineConfig, model: NetworkConfig, per_sequence: int) -> int:
+    """Enough for the windows of all sequences; with a prefix cache as many again, to go on from texts that ended."""
+    if not isinstance(model, MosaicV2Config):
+        return 0
+    needed = ShortTermBlocks.num_needed(
+        model.short_window - 1,
+        config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+    )
+    return min(needed, config.max_num_seqs * per_sequence) * (2 if config.prefix_cache else 1)
 
 
 def available_bytes(device: str) -> int:

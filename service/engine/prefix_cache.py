@@ -30,13 +30,16 @@ class CachedPrefix:
     """The longest beginning of a text that need not be absorbed again.
 
     `blocks` can be shared as they are. The first pairs of `tail`, if there is one, are the text's, the others are not:
-    it has to be copied. `is_growing`: another sequence is just making it longer.
+    it has to be copied. `is_growing`: another sequence is just making it longer. In a network with a short-term memory
+    `short_table` has that memory's blocks, None for those that nothing to come can see; `short_tail` as `tail`.
     """
 
     blocks: tuple[int, ...] = ()
     tail: int | None = None
     snapshot: StateSnapshot | None = None
     is_growing: bool = False
+    short_table: tuple[int | None, ...] = ()
+    short_tail: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -125,6 +128,16 @@ class PrefixCache:
         if tail is None:
             return self._whole_blocks(blocks, is_growing=tail_key in self._growing)
         return CachedPrefix(tuple(blocks), tail.block, StateSnapshot(sequence.fork_point, tail.slot))
+
+    def shorter(self, prefix: CachedPrefix) -> CachedPrefix:
+        """The longest prefix that is part of this one, which is not empty."""
+        blocks = prefix.blocks if prefix.tail is not None else prefix.blocks[:-1]
+        return self._whole_blocks(list(blocks), is_growing=prefix.is_growing)
+
+    def keys(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
+        """Of the blocks of a prefix of so many tokens that was found, a tail's last."""
+        keys, tail_key = self._keys(sequence, num_tokens), self._tail_key(sequence)
+        return [*keys, tail_key] if tail_key and num_tokens == sequence.fork_point else keys
 
     def _whole_blocks(self, blocks: list[int], *, is_growing: bool) -> CachedPrefix:
         if not blocks:

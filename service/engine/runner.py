@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.cache import MemoryBatch, MemoryCache
-from model.config import NetworkConfig
+from model.config import MosaicV2Config, NetworkConfig
 from model.kernels.kernel import Kernel
 from service.engine.logits import needs_adjusting, token_logprobs
 from service.engine.request import SamplingParams, TokenLogprob
@@ -25,6 +25,7 @@ class ModelRunner:
     def __init__(self, kernel: Kernel, cache: MemoryCache, config: NetworkConfig) -> None:
         self.kernel = kernel
         self.cache = cache
+        self._has_short_term = isinstance(config, MosaicV2Config)
         self._num_sampled_ids = config.num_sampled_tokens
         self._eos_token_id = config.eos_token_id
 
@@ -82,15 +83,20 @@ class ModelRunner:
     def _batch(self, plan: SchedulerOutput) -> MemoryBatch:
         sequences = [item.sequence for item in plan.scheduled]
         width = max(len(sequence.block_table) for sequence in sequences)
-        tables = [s.block_table + [0] * (width - len(s.block_table)) for s in sequences]
         return MemoryBatch(
             cache=self.cache,
             slots=torch.tensor([sequence.slot for sequence in sequences], device=self.cache.device),
-            block_tables=torch.tensor(tables, dtype=torch.int64, device=self.cache.device),
+            block_tables=self._tables([s.block_table for s in sequences], width),
             num_computed=tuple(item.start for item in plan.scheduled),
             num_new=tuple(item.num_tokens for item in plan.scheduled),
             snapshots=self._snapshots(plan),
+            short_tables=self._tables([s.short_table for s in sequences], width) if self._has_short_term else None,
         )
+
+    def _tables(self, tables: Sequence[Sequence[int | None]], width: int) -> Tensor:
+        """[sequences, width], with any block where there is none."""
+        rows = [[block or 0 for block in table] + [0] * (width - len(table)) for table in tables]
+        return torch.tensor(rows, dtype=torch.int64, device=self.cache.device)
 
     def _snapshots(self, plan: SchedulerOutput) -> Tensor | None:
         if not any(item.snapshots for item in plan.scheduled):

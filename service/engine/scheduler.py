@@ -205,7 +205,7 @@ class Scheduler:
     def _schedule_prompt(self, draft: _Draft, sequence: Sequence) -> bool:
         """The next chunk of a running sequence. False where there is no memory for it to begin."""
         if sequence.num_computed_tokens == 0:  # it has held back
-            prefix = self.blocks.prefix_cache.find(sequence)
+            prefix = self.blocks.find(sequence)
             if prefix.is_growing:
                 return True
             if not self.blocks.can_begin(sequence, prefix):
@@ -217,7 +217,7 @@ class Scheduler:
     def _admit(self, draft: _Draft) -> None:
         while draft.budget > 0 and len(self.running) < self.config.max_num_seqs and (sequence := self.waiting.head):
             reserve = self._watermark if self.running else 0
-            prefix = self.blocks.prefix_cache.find(sequence)
+            prefix = self.blocks.find(sequence)
             can_begin = prefix.is_growing or self.blocks.can_begin(sequence, prefix, reserve)
             if not (self.blocks.num_free_slots and can_begin):
                 return
@@ -237,10 +237,8 @@ class Scheduler:
 
     def _begin(self, draft: _Draft, sequence: Sequence, prefix: CachedPrefix) -> None:
         # All blocks of the tokens known so far are taken at once: a half-begun prompt could deadlock others.
-        self.blocks.begin(sequence, prefix)
+        draft.block_copies += self.blocks.begin(sequence, prefix)
         sequence.skip(prefix.num_tokens)
-        if prefix.tail is not None:
-            draft.block_copies.append((prefix.tail, sequence.block_table[len(prefix.blocks)]))
         if prefix.snapshot is not None:
             assert sequence.slot is not None
             draft.slot_copies.append((prefix.snapshot.slot, sequence.slot))
@@ -248,6 +246,7 @@ class Scheduler:
     def _append_chunk(self, draft: _Draft, sequence: Sequence) -> None:
         start, num_tokens = sequence.num_computed_tokens, min(sequence.num_uncomputed_tokens, draft.budget)
         is_sampled = num_tokens == sequence.num_uncomputed_tokens
+        self.blocks.reach(sequence, start + num_tokens)
         snapshots = self.blocks.prefix_cache.snapshots(sequence, start, start + num_tokens)
         draft.scheduled.append(ScheduledSequence(sequence, start, num_tokens, is_sampled, snapshots))
         draft.budget -= num_tokens
@@ -259,7 +258,7 @@ class Scheduler:
         for i, (item, token_id) in enumerate(zip(plan.scheduled, step.token_ids, strict=True)):
             sequence = item.sequence
             sequence.num_computed_tokens += item.num_tokens
-            self.blocks.prefix_cache.book(sequence, item.snapshots)
+            self.blocks.book(sequence, item.snapshots)
             sequence.prompt_logprobs += step.prompt_logprobs.get(i, ())
             if token_id is not None:
                 outputs.append(self._advance(sequence, token_id, step.logprobs.get(i), now_s))

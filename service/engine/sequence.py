@@ -21,7 +21,7 @@ class Sequence:
     a restart after preemption differ only in the distance between the two. `num_cached_tokens` of the prompt had been
     absorbed by others. `place` is the waiting queue's; `seniority` counts admissions, and is None before the first.
     `fork_point`, the number of tokens before the last one known when it began to wait, and the keys are the prefix
-    cache's.
+    cache's. `short_table`, in a network with a short-term memory, has None where its block was let go.
     """
 
     __slots__ = (
@@ -39,6 +39,7 @@ class Sequence:
         "prompt_logprobs",
         "request",
         "seniority",
+        "short_table",
         "slot",
         "status",
         "stop_token_id",
@@ -54,6 +55,7 @@ class Sequence:
         self.num_preemptions = 0
         self.num_cached_tokens: int | None = None
         self.block_table: list[int] = []
+        self.short_table: list[int | None] = []
         self.slot: int | None = None
         self.place = (0, 0)
         self.seniority: int | None = None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 
 from service.engine.block_manager import BlockManager
 from service.engine.engine import Engine
 from service.engine.request import Request, SamplingParams
 from service.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig, SchedulerOutput, StepOutput
 from service.engine.sequence import Sequence
+from service.engine.short_term import ShortTermBlocks
 
 VOCAB_SIZE = 50
 EOS = 0
@@ -38,10 +40,14 @@ class ScriptedRunner:
     """Keeps, per slot, the tokens it was really given, and, per place in a block, the text whose pair lies there.
 
     A plan that skips, repeats or mixes up tokens shows, and so does one that shares, copies or reuses what it may not.
+    With a `window` it has a short-term memory too.
     """
 
-    def __init__(self, block_size: int = 4, on_step: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, block_size: int = 4, on_step: Callable[[], None] = lambda: None, window: int | None = None
+    ) -> None:
         self.block_size = block_size
+        self.window = window
         self.absorbed: dict[int, list[int]] = {}
         self.pairs: dict[int, dict[int, list[int]]] = defaultdict(dict)
         self.num_computed: Counter[str] = Counter()
@@ -72,22 +78,30 @@ class ScriptedRunner:
         for token in sequence.token_ids[item.start : item.start + item.num_tokens]:
             tokens.append(token)
             if len(tokens) > 1:
-                block, place = self._place(sequence, len(tokens) - 2)
-                self.pairs[block][place] = list(tokens)
+                for table in self._tables(sequence):
+                    block, place = self._place(table, len(tokens) - 2)
+                    self.pairs[block][place] = list(tokens)
             if (slot := kept.pop(len(tokens), None)) is not None:
                 self.absorbed[slot] = list(tokens)
         assert not kept, "snapshots of tokens that were not absorbed"
         self.num_computed[sequence.request_id] += item.num_tokens
 
     def _check_pairs(self, item: ScheduledSequence) -> None:
-        tokens = item.sequence.token_ids
-        for pair in range(item.start + item.num_tokens - 1):
-            block, place = self._place(item.sequence, pair)
-            assert self.pairs[block][place] == tokens[: pair + 2], "another text's pair"
+        tokens, end = item.sequence.token_ids, item.start + item.num_tokens - 1
+        for table in self._tables(item.sequence):
+            is_short = table is item.sequence.short_table
+            for pair in range(max(item.start - self.window, 0) if is_short and self.window else 0, end):
+                block, place = self._place(table, pair)
+                assert self.pairs[block][place] == tokens[: pair + 2], "another text's pair"
 
-    def _place(self, sequence: Sequence, pair: int) -> tuple[int, int]:
+    def _tables(self, sequence: Sequence) -> list[SequenceOf[int | None]]:
+        return [sequence.block_table] if self.window is None else [sequence.block_table, sequence.short_table]
+
+    def _place(self, table: SequenceOf[int | None], pair: int) -> tuple[int, int]:
         index, place = divmod(pair, self.block_size)
-        return sequence.block_table[index], place
+        block = table[index]
+        assert block is not None, "a block that was let go"
+        return block, place
 
 
 class Clock:
@@ -110,15 +124,28 @@ def make_scheduler(
     max_model_len: int = 32,
     clock: Callable[[], float] | None = None,
     has_prefix_cache: bool = True,
+    window: int | None = None,
+    spare_short_blocks: int = 0,
 ) -> Scheduler:
+    """With a `window` there are short-term blocks as well: as many as any step needs, and some to spare."""
     config = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_model_len, VOCAB_SIZE, EOS)
-    blocks = BlockManager(num_blocks, block_size, max_num_seqs, has_prefix_cache=has_prefix_cache)
+    short_term = None
+    if window is not None:
+        needed = ShortTermBlocks.num_needed(
+            window, block_size, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+        )
+        short_term = ShortTermBlocks(num_blocks, needed + spare_short_blocks, block_size, window)
+    blocks = BlockManager(
+        num_blocks, block_size, max_num_seqs, has_prefix_cache=has_prefix_cache, short_term=short_term
+    )
     return Scheduler(config, blocks, clock or Clock())
 
 
 def make_engine(scheduler: Scheduler | None = None, on_step: Callable[[], None] = lambda: None) -> Engine:
     scheduler = scheduler or make_scheduler()
-    return Engine(scheduler, ScriptedRunner(scheduler.blocks.block_size, on_step))
+    short_term = scheduler.blocks.short_term
+    window = None if short_term is None else short_term.window
+    return Engine(scheduler, ScriptedRunner(scheduler.blocks.block_size, on_step, window))
 
 
 def make_request(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from model.cache import MemoryCache
-from model.config import MosaicConfig
+from model.config import NetworkConfig
 from model.kernels.kernel import Kernel
 from service.engine.block_manager import BlockManager
 from service.engine.engine import Engine
@@ -15,16 +15,17 @@ from service.engine.scheduler import Scheduler, SchedulerConfig
 
 def engine_over(
     kernel: Kernel,
-    config: MosaicConfig,
+    config: NetworkConfig,
     blocks: BlockManager,
     budget: int,
     memory_dtype: torch.dtype,
     state_dtype: torch.dtype = torch.float32,
 ) -> Engine:
     """`budget` is the most tokens of a step; a sequence may be as long as the model was trained for."""
+    num_short_blocks = 0 if blocks.short_term is None else blocks.short_term.num_blocks
     cache = MemoryCache(
         config,
-        num_blocks=blocks.num_blocks,
+        num_blocks=blocks.num_blocks + num_short_blocks,
         block_size=blocks.block_size,
         num_slots=blocks.num_slots + blocks.prefix_cache.num_slots,
         memory_dtype=memory_dtype,

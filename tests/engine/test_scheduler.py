@@ -207,11 +207,23 @@ def test_every_schedule_gives_every_request_its_own_text(
 class RandomTraffic(RuleBasedStateMachine):
     """Requests come, go and are aborted at any moment; invariants hold after every step."""
 
-    @initialize(num_blocks=st.integers(8, 12), max_num_seqs=st.integers(1, 4), extra=st.integers(0, 8))
-    def start(self, num_blocks: int, max_num_seqs: int, extra: int) -> None:
+    @initialize(
+        num_blocks=st.integers(8, 12),
+        max_num_seqs=st.integers(1, 4),
+        extra=st.integers(0, 8),
+        window=st.none() | st.integers(1, 11),
+        spare_short_blocks=st.integers(0, 6),
+    )
+    def start(
+        self, num_blocks: int, max_num_seqs: int, extra: int, window: int | None, spare_short_blocks: int
+    ) -> None:
         self.engine = make_engine(
             make_scheduler(
-                num_blocks=num_blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_seqs + extra
+                num_blocks=num_blocks,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_seqs + extra,
+                window=window,
+                spare_short_blocks=spare_short_blocks,
             )
         )
         self.requests: dict[str, Request] = {}

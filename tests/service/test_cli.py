@@ -14,6 +14,8 @@ import torch
 
 from model.checkpoint import load_model
 from model.config import MosaicConfig
+from model.init import init_model
+from model.presets import V2_PRESETS
 from model.tokenizer import Tokenizer
 from service import cli
 from service.errors import ExitCode
@@ -183,6 +185,22 @@ def test_info_tells_what_the_engine_would_do(run: Run) -> None:
     assert facts["memory"]["full_sequences"] == left // (64 * facts["memory"]["bytes_per_token"])
     assert facts["memory"]["snapshot_bytes"] == 0
     assert facts["runtime"]["torch"] == torch.__version__
+
+
+def test_a_model_of_the_second_version_is_told_about_and_generates(run: Run, tmp_path: Path) -> None:
+    init_model(V2_PRESETS["v2-tiny"], tmp_path)
+    options = ("--model", str(tmp_path), "--dtype", "float32")
+    code, out, _ = run("info", "--json", *options, "--block-size", "16")
+    facts = json.loads(out)
+    assert code == ExitCode.OK
+    assert facts["model"]["architecture"] == "memory-mosaic-v2"
+    assert facts["runtime"]["kernel_path"] == "torch-cpu"
+    # Two layers, 32 wide: a window of 31 pairs lies in at most three blocks of 16; beside it five vectors of state.
+    assert facts["memory"]["bytes_per_token"] == 2 * 2 * 32 * 4
+    assert facts["memory"]["bytes_per_sequence"] == 3 * 16 * (2 * 2 * 32 * 4) + 5 * 2 * 32 * 4
+    code, out, _ = run("generate", PROMPT, *options, "--max-tokens", "20", "--threads", "1")
+    assert code == ExitCode.OK
+    assert len(out.strip()) >= 20
 
 
 def test_info_is_readable(run: Run) -> None:
