@@ -14,6 +14,8 @@ PREFIX = "mosaic_"
 _GAUGES = (
     ("num_requests_running", "Requests being generated.", "num_running"),
     ("num_requests_waiting", "Requests that wait for their turn.", "num_waiting"),
+    ("prefix_cache_blocks", "Complete blocks that the prefix cache can find, in use or not.", "num_cached_blocks"),
+    ("prefix_cache_snapshots", "States that the prefix cache can go on from.", "num_snapshots"),
 )
 _COUNTERS = (
     ("engine_steps", "Steps of the engine.", "num_steps"),
@@ -22,6 +24,9 @@ _COUNTERS = (
     ("engine_generation_tokens", "Tokens sampled.", "num_generated_tokens"),
     ("num_preemptions", "Times a running request lost its memory to another.", "num_preemptions"),
     ("num_resumptions", "Times a preempted request got memory again.", "num_resumptions"),
+    ("prefix_cache_queries", "Tokens that the prefix cache was asked about.", "num_queried_tokens"),
+    ("prefix_cache_hits", "Tokens that it had, and that were not computed.", "num_hit_tokens"),
+    ("prefix_cache_evictions", "Blocks that it had to forget.", "num_evictions"),
     ("engine_aborted", "Requests ended by their client.", "num_aborted"),
     ("engine_step_seconds", "Time spent in steps.", "step_time_s"),
     ("engine_forward_seconds", "Time spent in the model.", "forward_time_s"),
@@ -65,13 +70,16 @@ def _queue_depth(replicas: Sequence[EngineStats]) -> Metric:
 
 
 def _memory(replicas: Sequence[EngineStats]) -> Iterator[Metric]:
-    blocks = GaugeMetricFamily(PREFIX + "memory_blocks", "Memory blocks, by state.", labels=["replica", "state"])
+    blocks = GaugeMetricFamily(
+        PREFIX + "memory_blocks", "Memory blocks; cached ones nobody uses just now.", labels=["replica", "state"]
+    )
     slots = GaugeMetricFamily(PREFIX + "state_slots", "State slots, by state.", labels=["replica", "state"])
     usage = GaugeMetricFamily(PREFIX + "memory_usage_ratio", "Memory blocks in use, 0 to 1.", labels=["replica"])
     for stats in replicas:
         used = stats.num_blocks - stats.num_free_blocks
         blocks.add_metric([stats.replica, "used"], used)
-        blocks.add_metric([stats.replica, "free"], stats.num_free_blocks)
+        blocks.add_metric([stats.replica, "cached"], stats.num_idle_blocks)
+        blocks.add_metric([stats.replica, "free"], stats.num_free_blocks - stats.num_idle_blocks)
         slots.add_metric([stats.replica, "used"], stats.num_slots - stats.num_free_slots)
         slots.add_metric([stats.replica, "free"], stats.num_free_slots)
         usage.add_metric([stats.replica], used / stats.num_blocks if stats.num_blocks else 0.0)

@@ -28,8 +28,8 @@ STALL = 48
 class PacedRunner(ScriptedRunner):
     """Takes `step_s` for a step, and misbehaves when told to."""
 
-    def __init__(self, step_s: float) -> None:
-        super().__init__(lambda: time.sleep(step_s))
+    def __init__(self, step_s: float, block_size: int) -> None:
+        super().__init__(block_size, lambda: time.sleep(step_s))
 
     def execute(self, plan: SchedulerOutput) -> StepOutput:
         firsts = {item.sequence.token_ids[0] for item in plan.scheduled}
@@ -64,7 +64,7 @@ def load_paced(config: EngineConfig, replica: str, step_s: float = 0.002) -> Ser
         max_num_requests=config.max_num_seqs + config.max_num_waiting,
     )
     return AsyncEngine(
-        Engine(scheduler, PacedRunner(step_s)),
+        Engine(scheduler, PacedRunner(step_s, config.block_size)),
         info,
         stall_timeout_s=config.stall_timeout_s,
         replica=replica,

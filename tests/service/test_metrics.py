@@ -29,7 +29,7 @@ class CountingRunner(ScriptedRunner):
     """Counts for itself what it was given and what it gave; waits before the steps `halts` for `go_on`."""
 
     def __init__(self, on_step: Callable[[], None] = lambda: None, halts: Sequence[int] = ()) -> None:
-        super().__init__(on_step)
+        super().__init__(on_step=on_step)
         self.num_steps = self.num_absorbed = self.num_sampled = 0
         self._halts = list(halts)
         self._may_go_on = threading.Event()
@@ -55,7 +55,7 @@ class CountingRunner(ScriptedRunner):
 @contextmanager
 def serving(runner: CountingRunner, **sizes: int) -> Iterator[httpx.Client]:
     """A client of a server whose network is `runner`."""
-    scripted = make_scheduler(max_model_len=64, **{"num_blocks": 64, **sizes})
+    scripted = make_scheduler(max_model_len=64, **{"num_blocks": 64, "has_prefix_cache": False, **sizes})
     scheduler = Scheduler(scripted.config, scripted.blocks)  # on the clock of the world
     engine = AsyncEngine(Engine(scheduler, runner), INFO)
 
@@ -175,6 +175,20 @@ def test_a_choice_that_we_end_ourselves_is_timed_too() -> None:
     assert sum(spent_s.values()) == pytest.approx(found["e2e_request_latency_seconds_sum"])
     assert spent_s["prefill"] >= step_s
     assert spent_s["decode"] >= step_s
+
+
+def test_what_the_prefix_cache_spares_is_counted() -> None:
+    runner = CountingRunner()
+    with serving(runner, has_prefix_cache=True) as client:
+        for _ in range(2):
+            client.post("/v1/completions", json={"prompt": list(range(1, 12)), "max_tokens": 2, "ignore_eos": True})
+        found = scrape(client)
+    assert found["prefix_cache_queries_total"] == 22
+    assert found["prefix_cache_hits_total"] == 10
+    assert found["prefix_cache_evictions_total"] == 0
+    assert found["engine_prompt_tokens_total"] == 12
+    assert (found["prefix_cache_blocks"], found["prefix_cache_snapshots"]) == (2, 3)
+    assert found["memory_blocks"] == 64
 
 
 def test_preemptions_and_resumptions_are_counted() -> None:

@@ -112,6 +112,17 @@ async def test_a_burst_is_spread_evenly_though_it_would_fit_on_one_replica(clien
     assert [s.num_generated_tokens - before[s.replica] for s in await client.stats()] == [80, 80]
 
 
+async def test_choices_of_one_prompt_go_to_one_replica(client: RayEngineClient) -> None:
+    for family in range(4):
+        before = {s.replica: s.num_generated_tokens for s in await client.stats()}
+        requests = [
+            make_request(f"family-{family}-{n}", (family, 7), 5, ignore_eos=True, seed=family, choice_index=n)
+            for n in range(6)
+        ]
+        await asyncio.gather(*(collect(client, request) for request in requests))
+        assert sorted(s.num_generated_tokens - before[s.replica] for s in await client.stats()) == [0, 30]
+
+
 async def test_a_resumed_request_goes_on_where_it_was(client: RayEngineClient) -> None:
     whole = make_request("whole", max_tokens=30, ignore_eos=True)
     ids = await collect(client, whole)
