@@ -14,6 +14,8 @@ from dataclasses import replace
 from service.engine.admission import Admission, QueueLimits
 from service.engine.engine import Engine
 from service.engine.errors import EngineDeadError, RequestRejectedError
+from service.engine.grammar_compiler import GrammarCompiler
+from service.engine.preparation import Preparation
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 
@@ -39,12 +41,14 @@ class AsyncEngine:
         stall_timeout_s: float = 60.0,
         replica: str = "0",
         start_up: tuple[tuple[str, float], ...] = (),
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         self.info = info
         self._engine = engine
         self._stall_timeout_s = stall_timeout_s
         self._replica = replica
         self._start_up = start_up
+        self._preparation = Preparation(grammars, on_ready=self._post, on_end=lambda output: self._deliver([output]))
         self._listeners: dict[str, Listener] = {}
         self._inbox: deque[Request | str] = deque()
         self._wake = threading.Condition()
@@ -74,15 +78,16 @@ class AsyncEngine:
         if request.request_id in self._listeners:
             raise RequestRejectedError(f"request id {request.request_id!r} is in use")
         self._engine.validate(request)
+        self._preparation.check(request)
         self._admission.accept(request)
         if not self._listeners:
             self._last_progress_s = time.monotonic()
         self._listeners[request.request_id] = listener
-        self._post(request)
+        self._preparation.start(request)
 
     def abort(self, request_id: str) -> None:
         """Ends a request within a step. Its listener hears `FinishReason.ABORT`; unknown ids are ignored."""
-        if request_id in self._listeners:
+        if request_id in self._listeners and not self._preparation.cancel(request_id):
             self._post(request_id)
 
     def health(self) -> EngineHealth:
@@ -107,6 +112,7 @@ class AsyncEngine:
 
     async def close(self) -> None:
         """Stops the thread after the step it is in; requests still here end with an error output."""
+        self._preparation.close()
         with self._wake:
             self._is_closing = True
             self._wake.notify()

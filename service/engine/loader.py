@@ -13,10 +13,13 @@ from model.checkpoint import load_model
 from model.config import MosaicV2Config, NetworkConfig
 from model.kernels.choice import choose_path, make_kernel, multiplies_bfloat16
 from model.kernels.kernel import TorchKernel
+from model.tokenizer import TOKENIZER_FILE, Tokenizer
 from service.config import EngineConfig
 from service.engine.async_engine import AsyncEngine
 from service.engine.block_manager import BlockManager
+from service.engine.constraints import Constraints
 from service.engine.engine import Engine
+from service.engine.grammar_compiler import GrammarCompiler
 from service.engine.memory_plan import MemoryPlan, plan_memory
 from service.engine.runner import ModelRunner
 from service.engine.scheduler import Scheduler, SchedulerConfig
@@ -85,9 +88,12 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         max_num_requests=config.max_num_seqs + config.max_num_waiting,
         max_num_waiting_tokens=config.max_num_waiting_tokens,
     )
+    grammars = _grammar_compiler(Path(config.model_dir), model.config.num_sampled_tokens)
+    constraints = Constraints(grammars, model.config.eos_token_id) if grammars else None
     return AsyncEngine(
-        Engine(scheduler, ModelRunner(kernel, cache, model.config)),
+        Engine(scheduler, ModelRunner(kernel, cache, model.config, constraints)),
         info,
+        grammars=grammars,
         stall_timeout_s=config.stall_timeout_s,
         replica=replica,
         start_up=tuple(watch.laps),
@@ -112,6 +118,18 @@ def _short_term(model: NetworkConfig, memory: MemoryPlan, block_size: int) -> Sh
     if not isinstance(model, MosaicV2Config):
         return None
     return ShortTermBlocks(memory.num_blocks, memory.num_short_blocks, block_size, model.short_window - 1)
+
+
+def _grammar_compiler(model_dir: Path, num_ids: int) -> GrammarCompiler | None:
+    """For the first `num_ids` tokens of the model's tokenizer; None where it has none."""
+    if not (model_dir / TOKENIZER_FILE).exists():
+        return None
+
+    def read_tokens() -> list[bytes]:
+        tokenizer = Tokenizer.from_file(model_dir / TOKENIZER_FILE)
+        return [tokenizer.token_bytes(token_id) for token_id in range(num_ids)]
+
+    return GrammarCompiler(read_tokens)
 
 
 def kernel_path_of(config: EngineConfig, model: NetworkConfig) -> str:

@@ -17,8 +17,9 @@ def adjust(
 ) -> None:
     """Applies to one row of `logits` [vocab], in place: allowed and forbidden tokens, bias, penalties.
 
-    In this order, as in vLLM. Ids beyond the row are ignored: they are never sampled anyway. Something can always be
-    drawn: where all that is allowed is forbidden too, what is allowed wins, and where that is nothing, all is.
+    In this order, as in vLLM. Ids beyond the row are ignored, and those with a logit of minus infinity keep it. Of the
+    others something can always be drawn: where all that is allowed is forbidden too, what is allowed wins, and where
+    that is nothing, all is.
     """
     if params.allowed_token_ids is not None:
         _keep_only(logits, _within(params.allowed_token_ids, logits))
@@ -50,9 +51,9 @@ def _forbid(logits: Tensor, forbidden: Tensor) -> None:
 
 
 def _keep_only(logits: Tensor, allowed: Tensor) -> None:
-    if allowed.numel() == 0:
-        return
     kept = logits[allowed]
+    if allowed.numel() == 0 or kept.max() == -torch.inf:
+        return
     logits.fill_(-torch.inf)
     logits[allowed] = kept
 

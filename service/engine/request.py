@@ -1,4 +1,4 @@
-"""What crosses from a gateway to an engine and back: token ids and a few numbers, never text or tensors."""
+"""What crosses from a gateway to an engine and back: token ids, a few numbers and a grammar, never tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service.engine.bad_words import BadWords
+from service.engine.grammar import Grammar
 
 
 class FinishReason(StrEnum):
@@ -32,6 +33,8 @@ class SamplingParams:
     is forbidden. `num_logprobs` asks for each generated token's log probability and those of so many likeliest ones,
     or those of `logprob_token_ids` instead, `num_prompt_logprobs` for the prompt's; None asks for neither.
     With `max_tokens` 0 the prompt alone is of interest.
+
+    Only what `grammar` allows is drawn, whatever else is asked for; a text that it lets go no further ends there.
     """
 
     max_tokens: int
@@ -54,6 +57,7 @@ class SamplingParams:
     num_logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
     num_prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     @property
     def has_penalty(self) -> bool:

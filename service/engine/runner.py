@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,22 +11,28 @@ from torch import Tensor
 from model.cache import MemoryBatch, MemoryCache
 from model.config import MosaicV2Config, NetworkConfig
 from model.kernels.kernel import Kernel
+from service.engine.constraints import Constraints, Restriction
 from service.engine.logits import needs_adjusting, token_logprobs
 from service.engine.request import SamplingParams, TokenLogprob
 from service.engine.sampler import SamplingRow, sample
 from service.engine.scheduler import ScheduledSequence, SchedulerOutput, StepOutput
+from service.engine.sequence import Sequence as SequenceState
 
 
 class ModelRunner:
     """A network, as a kernel, with its memory cache.
 
     Ids at or beyond `tokenizer_vocab_size` of the model's config are padding of its embedding: never sampled.
+    Without `constraints` no request may have a grammar.
     """
 
-    def __init__(self, kernel: Kernel, cache: MemoryCache, config: NetworkConfig) -> None:
+    def __init__(
+        self, kernel: Kernel, cache: MemoryCache, config: NetworkConfig, constraints: Constraints | None = None
+    ) -> None:
         self.kernel = kernel
         self.cache = cache
         self._has_short_term = isinstance(config, MosaicV2Config)
+        self._constraints = constraints
         self._num_sampled_ids = config.num_sampled_tokens
         self._eos_token_id = config.eos_token_id
 
@@ -54,7 +61,7 @@ class ModelRunner:
             for i, (item, start, end) in enumerate(zip(plan.scheduled, starts, ends, strict=True))
             if item.sequence.wants_prompt_logprobs
         }
-        return StepOutput(result.token_ids, result.logprobs, prompt_logprobs)
+        return replace(result, prompt_logprobs=prompt_logprobs)
 
     def _sample(self, plan: SchedulerOutput, logits: Tensor) -> StepOutput:
         """`logits` [scheduled, vocab_size] after the last token of each scheduled sequence."""
@@ -66,13 +73,27 @@ class ModelRunner:
         rows = [self._sampling_row(plan.scheduled[i]) for i in sampled]
         told = [n for n, row in enumerate(rows) if row.params.num_logprobs is not None]
         untouched = logits[told] if told else None
+        restriction = self._restrict(logits, [plan.scheduled[i].sequence for i in sampled])
         drawn = sample(logits, rows)
         for i, token_id in zip(sampled, drawn, strict=True):
             token_ids[i] = token_id
-        if untouched is None:
-            return StepOutput(token_ids)
-        logprobs = _logprobs(untouched, [drawn[n] for n in told], [rows[n].params for n in told])
-        return StepOutput(token_ids, {sampled[n]: logprob for n, logprob in zip(told, logprobs, strict=True)})
+        result = StepOutput(token_ids)
+        if untouched is not None:
+            logprobs = _logprobs(untouched, [drawn[n] for n in told], [rows[n].params for n in told])
+            result = replace(result, logprobs={sampled[n]: p for n, p in zip(told, logprobs, strict=True)})
+        if restriction is None:
+            return result
+        complete = {sampled[n] for n in restriction.advance(drawn)}
+        failures = {sampled[n]: reason for n, reason in restriction.failures.items()}
+        return replace(result, complete=complete, failures=failures)
+
+    def _restrict(self, logits: Tensor, sequences: Sequence[SequenceState]) -> Restriction | None:
+        """Holds the rows of `logits` to the grammars of their sequences, where any has one."""
+        held = {n: s for n, s in enumerate(sequences) if s.request.sampling.grammar is not None}
+        if not held:
+            return None
+        assert self._constraints is not None
+        return self._constraints.restrict(logits, held)
 
     def _token_ids(self, plan: SchedulerOutput) -> Tensor:
         token_ids: list[int] = []

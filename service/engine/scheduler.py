@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from service.engine.block_manager import BlockManager
@@ -61,12 +62,15 @@ class StepOutput:
     """What executing a plan gave, by index into `scheduled`.
 
     `token_ids` are the sampled tokens, None where none was; `logprobs` and `prompt_logprobs` are there where asked for,
-    the latter for the prompt tokens that this step's tokens predicted.
+    the latter for the prompt tokens that this step's tokens predicted. With its token, a text in `complete` is all that
+    its grammar allows; for one in `failures` nothing could be drawn, for the reason given.
     """
 
     token_ids: SequenceOf[int | None]
     logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
+    complete: AbstractSet[int] = frozenset()
+    failures: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -260,17 +264,21 @@ class Scheduler:
             sequence.num_computed_tokens += item.num_tokens
             self.blocks.book(sequence, item.snapshots)
             sequence.prompt_logprobs += step.prompt_logprobs.get(i, ())
-            if token_id is not None:
-                outputs.append(self._advance(sequence, token_id, step.logprobs.get(i), now_s))
+            if i in step.failures:
+                outputs.append(replace(self._finish(sequence, FinishReason.ERROR), error=step.failures[i]))
+            elif token_id is not None:
+                outputs.append(self._advance(sequence, token_id, step.logprobs.get(i), now_s, i in step.complete))
         if any(output.is_finished for output in outputs):
             self.running = [s for s in self.running if s.status is RequestStatus.RUNNING]
         return outputs
 
-    def _advance(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None, now_s: float) -> RequestOutput:
+    def _advance(
+        self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None, now_s: float, is_complete: bool
+    ) -> RequestOutput:
         is_first, prompt_logprobs = sequence.first_token_s is None, sequence.take_prompt_logprobs()
         if sequence.request.sampling.max_tokens == 0:  # only the prompt was of interest
             return replace(self._finish(sequence, FinishReason.LENGTH), prompt_logprobs=prompt_logprobs)
-        sequence.append(token_id, now_s, self.config.eos_token_id)
+        sequence.append(token_id, now_s, self.config.eos_token_id, is_complete=is_complete)
         self.waiting.charge(sequence, 1)
         output = RequestOutput(
             sequence.request_id,

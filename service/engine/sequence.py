@@ -125,19 +125,21 @@ class Sequence:
         self.fork_point = self.num_tokens - 1
         self.tail_key = None
 
-    def append(self, token_id: int, now_s: float, eos_token_id: int | None) -> None:
-        """Takes a sampled token and decides whether it ends the request."""
+    def append(self, token_id: int, now_s: float, eos_token_id: int | None, *, is_complete: bool = False) -> None:
+        """Takes a sampled token and decides whether it ends the request: it does where the text `is_complete`."""
         self.token_ids.append(token_id)
         if self.first_token_s is None:
             self.first_token_s = now_s
         sampling = self.request.sampling
-        if self.num_output_tokens >= sampling.min_tokens:
-            is_eos = token_id == eos_token_id and not sampling.ignore_eos
+        if is_complete or self.num_output_tokens >= sampling.min_tokens:
+            is_eos = token_id == eos_token_id and (is_complete or not sampling.ignore_eos)
             if is_eos or token_id in sampling.stop_token_ids:
                 self.finish_reason = FinishReason.STOP
                 self.stop_token_id = token_id
                 return
-        if self.num_output_tokens >= sampling.max_tokens:
+        if is_complete:
+            self.finish_reason = FinishReason.STOP
+        elif self.num_output_tokens >= sampling.max_tokens:
             self.finish_reason = FinishReason.LENGTH
 
     def timing(self, now_s: float) -> RequestTiming:

@@ -8,6 +8,7 @@ from model.cache import MemoryCache
 from model.config import NetworkConfig
 from model.kernels.kernel import Kernel
 from service.engine.block_manager import BlockManager
+from service.engine.constraints import Constraints
 from service.engine.engine import Engine
 from service.engine.runner import ModelRunner
 from service.engine.scheduler import Scheduler, SchedulerConfig
@@ -20,6 +21,7 @@ def engine_over(
     budget: int,
     memory_dtype: torch.dtype,
     state_dtype: torch.dtype = torch.float32,
+    constraints: Constraints | None = None,
 ) -> Engine:
     """`budget` is the most tokens of a step; a sequence may be as long as the model was trained for."""
     num_short_blocks = 0 if blocks.short_term is None else blocks.short_term.num_blocks
@@ -33,4 +35,4 @@ def engine_over(
         keys_by_dimension=kernel.keys_by_dimension,
     )
     limits = SchedulerConfig(blocks.num_slots, budget, config.block_size, config.vocab_size, config.eos_token_id)
-    return Engine(Scheduler(limits, blocks), ModelRunner(kernel, cache, config))
+    return Engine(Scheduler(limits, blocks), ModelRunner(kernel, cache, config, constraints))

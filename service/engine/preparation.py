@@ -1,0 +1,66 @@
+"""Requests on their way into the engine: those with a grammar wait here, at nobody's cost, until it is compiled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from service.engine.errors import RequestRejectedError
+from service.engine.grammar_compiler import GrammarCompiler, GrammarError, Matcher
+from service.engine.request import FinishReason, Request, RequestOutput
+
+
+class Preparation:
+    """Compiles in one thread of its own. All methods are called on one asyncio loop, and call back on it."""
+
+    def __init__(
+        self,
+        compiler: GrammarCompiler | None,
+        on_ready: Callable[[Request], None],
+        on_end: Callable[[RequestOutput], None],
+    ) -> None:
+        self._compiler = compiler
+        self._on_ready = on_ready
+        self._on_end = on_end
+        self._waiting: dict[str, asyncio.Future[Matcher]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+
+    def check(self, request: Request) -> None:
+        """Raises RequestRejectedError where nothing here can compile grammars."""
+        if request.sampling.grammar is not None and self._compiler is None:
+            raise RequestRejectedError("this model has no tokenizer, so its output cannot be held to a grammar")
+
+    def start(self, request: Request) -> None:
+        """Hands `request` on once it is ready, at once where it can; with a grammar that is no good, it ends."""
+        grammar, compiler = request.sampling.grammar, self._compiler
+        if grammar is None or compiler is None or compiler.is_ready(grammar):
+            self._on_ready(request)
+            return
+        compiling = asyncio.get_running_loop().run_in_executor(self._thread, compiler.matcher, grammar)
+        self._waiting[request.request_id] = compiling
+        compiling.add_done_callback(lambda done: self._finish(request, done))
+
+    def cancel(self, request_id: str) -> bool:
+        """Ends a request that waits here; False where none does."""
+        waiting = self._waiting.pop(request_id, None)
+        if waiting is None:
+            return False
+        waiting.cancel()
+        self._on_end(RequestOutput(request_id, finish_reason=FinishReason.ABORT))
+        return True
+
+    def close(self) -> None:
+        """Forgets who waits here; their ends are the caller's to tell."""
+        self._waiting.clear()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _finish(self, request: Request, done: asyncio.Future[Matcher]) -> None:
+        if self._waiting.pop(request.request_id, None) is None:
+            return
+        error = done.exception()
+        if error is None:
+            self._on_ready(request)
+            return
+        reason = str(error) if isinstance(error, GrammarError) else "its grammar could not be compiled"
+        self._on_end(RequestOutput(request.request_id, finish_reason=FinishReason.ERROR, error=reason))
