@@ -1,7 +1,8 @@
 """Training's arithmetic by the C++ library, with gradients: float32 on a CPU. `model.arithmetic` is the reference.
 
 Reads are computed in blocks of logits that stay in the processor's cache: neither forwards nor backwards is there a
-matrix of all of them in memory. All arithmetic is float32, logits of any scale included.
+matrix of all of them in memory. Logits are always of float32 products; under bfloat16 autocast the other products
+round their factors to bfloat16, where the processor multiplies it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class _Smoothing(Structure):
     """Mirrors `Smoothing` of cpu/training.h."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("batches", "heads", "queries", "pairs", "dim", "causal")),
+        *((name, c_int64) for name in ("batches", "heads", "queries", "pairs", "dim", "causal", "narrow")),
         *((name, _View) for name in ("query", "key", "value", "output")),
         ("log_sum", c_void_p),
         *((f"{name}_gradient", _View) for name in ("output", "query", "key", "value")),
@@ -90,8 +91,8 @@ class _Smooth(torch.autograd.Function):
         queries, keys, values = (_rows_in_memory(x) for x in (queries, keys, values))
         output, log_sum = _token_major(queries), queries.new_empty(queries.shape[:3])
         ctx.save_for_backward(queries, keys, values, output, log_sum)
-        ctx.causal = causal
-        _call("mosaic_smooth", 0, _smoothing(queries, keys, values, output, log_sum, causal))
+        ctx.flags = causal, _is_narrow()
+        _call("mosaic_smooth", 0, _smoothing(queries, keys, values, output, log_sum, *ctx.flags))
         return output
 
     @staticmethod
@@ -99,7 +100,7 @@ class _Smooth(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         queries, keys, values, output, log_sum = ctx.saved_tensors
         gradient, gradients = _rows_in_memory(gradient), [_token_major(x) for x in (queries, keys, values)]
-        smoothing = _smoothing(queries, keys, values, output, log_sum, ctx.causal)
+        smoothing = _smoothing(queries, keys, values, output, log_sum, *ctx.flags)
         smoothing.output_gradient = _heads_first(gradient)
         smoothing.query_gradient, smoothing.key_gradient, smoothing.value_gradient = map(_heads_first, gradients)
         _call("mosaic_smooth", 1, smoothing)
@@ -152,10 +153,16 @@ class _Normalise(torch.autograd.Function):
         return x, None
 
 
-def _smoothing(q: Tensor, k: Tensor, v: Tensor, output: Tensor, log_sum: Tensor, causal: bool) -> _Smoothing:
+def _smoothing(
+    q: Tensor, k: Tensor, v: Tensor, output: Tensor, log_sum: Tensor, causal: bool, narrow: bool
+) -> _Smoothing:
     batches, heads, queries, dim = q.shape
     views = map(_heads_first, (q, k, v, output))
-    return _Smoothing(batches, heads, queries, k.shape[2], dim, causal, *views, log_sum.data_ptr())
+    return _Smoothing(batches, heads, queries, k.shape[2], dim, causal, narrow, *views, log_sum.data_ptr())
+
+
+def _is_narrow() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
 
 
 def _averaging(decay: Tensor, output: Tensor) -> _Averaging:

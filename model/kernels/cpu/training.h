@@ -24,6 +24,7 @@ struct View {
 // y_q = sum_i softmax_i(query_q . key_i) value_i over pairs 0 .. pairs - 1, or 0 .. q if causal.
 struct Smoothing {
   int64_t batches, heads, queries, pairs, dim, causal;
+  int64_t narrow;  // all products but the logits' may round their factors to bfloat16
   View query, key, value, output;
   float* log_sum;  // [batch, head, query]: logarithm of the sum of exponentials
   View output_gradient, query_gradient, key_gradient, value_gradient;
@@ -51,12 +52,16 @@ struct Normalising {
 enum Purpose {
   kQueries, kOutputs, kUpstream, kLogits, kSlopes,
   kKeys, kKeysAcross, kValues, kValuesAcross, kKeySums, kValueSums,
+  kQueryPairs, kUpstreamPairs, kUpstreamRows, kSlopeRows, kKeyPairs, kValuePairs,
   kPurposes
 };
 
 // Memory of this thread for one purpose, aligned for vectors; it holds what it held before. In no instruction set's
 // namespace, so that the standard library is not compiled for one.
 float* training_scratch(Purpose purpose, int64_t size);
+inline uint32_t* training_words(Purpose purpose, int64_t size) {
+  return reinterpret_cast<uint32_t*>(training_scratch(purpose, size));
+}
 
 #define MOSAIC_TRAINING(isa)                          \
   namespace isa {                                     \

@@ -4,26 +4,54 @@
 namespace mosaic {
 namespace MOSAIC_ISA {
 
+#if defined(MOSAIC_BF16_PRODUCT)
+constexpr bool kNarrows = true;  // bfloat16 is faster than float32
+#else
+constexpr bool kNarrows = false;
+#endif
+
 constexpr int kQueryBlock = 48, kPairBlock = 96;  // multiples of every tile's rows; pairs of a whole vector too
 
-// c[M, 16 N] (+)= a[M, depth] b[depth, 16 N]; a is read at any strides, b and c in rows.
-template <int M, int N, bool kAdds>
-static inline void tile(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_row, float* c,
-                        int64_t c_row, int64_t depth) {
+// What a product is made of: float32 numbers, or neighbours along its depth as pairs of bfloat16 in one word.
+MOSAIC_INLINE f32x16 load_row(const float* p) { return load(p); }
+
+MOSAIC_INLINE u32x16 load_row(const uint32_t* p) {
+  u32x16 v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+MOSAIC_INLINE f32x16 add_product(float factor, f32x16 row, f32x16 sum) { return fma(splat(factor), row, sum); }
+
+MOSAIC_INLINE f32x16 add_product(uint32_t factor, u32x16 row, f32x16 sum) {
+#if defined(MOSAIC_BF16_PRODUCT)
+  return (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(factor), (__m512bh)row);
+#else
+  const u32x16 factors = factor + u32x16{}, high = u32x16{} + 0xffff0000u;
+  sum = fma((f32x16)(factors << 16), (f32x16)(row << 16), sum);
+  return fma((f32x16)(factors & high), (f32x16)(row & high), sum);
+#endif
+}
+
+// c[M, 16 N] (+)= a[M, depth] b[depth, 16 N]; a is read at any strides, b and c in rows. T is float, or a word of two
+// numbers, whose depth counts words.
+template <int M, int N, bool kAdds, typename T>
+static inline void tile(const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t b_row, float* c, int64_t c_row,
+                        int64_t depth) {
   f32x16 sums[M][N];
 #pragma GCC unroll 24
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) sums[m][n] = kAdds ? load(c + m * c_row + n * kLanes) : f32x16{};
   for (int64_t p = 0; p < depth; ++p) {
-    f32x16 row[N];
+    decltype(load_row(b)) row[N];
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) row[n] = load(b + p * b_row + n * kLanes);
+    for (int n = 0; n < N; ++n) row[n] = load_row(b + p * b_row + n * kLanes);
 #pragma GCC unroll 24
     for (int m = 0; m < M; ++m) {
-      const f32x16 factor = splat(a[m * a_row + p * a_depth]);
+      const T factor = a[m * a_row + p * a_depth];
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) sums[m][n] = fma(factor, row[n], sums[m][n]);
+      for (int n = 0; n < N; ++n) sums[m][n] = add_product(factor, row[n], sums[m][n]);
     }
   }
 #pragma GCC unroll 24
@@ -33,15 +61,15 @@ static inline void tile(const float* a, int64_t a_row, int64_t a_depth, const fl
 }
 
 // The same for `rows` a multiple of 24 and `columns` of 16.
-template <bool kAdds>
-static void product(const float* a, int64_t a_row, int64_t a_depth, const float* b, int64_t b_row, float* c,
-                    int64_t c_row, int64_t rows, int64_t columns, int64_t depth) {
+template <bool kAdds, typename T>
+static void product(const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t b_row, float* c, int64_t c_row,
+                    int64_t rows, int64_t columns, int64_t depth) {
   for (int64_t n = 0; n < columns;) {
     const int64_t left = (columns - n) / kLanes;
     const int vectors = left == 4 || left == 8 ? 4 : left >= 3 ? 3 : static_cast<int>(left);
     const int step = 24 / vectors;
     for (int64_t m = 0; m < rows; m += step) {
-      const float* const am = a + m * a_row;
+      const T* const am = a + m * a_row;
       float* const cm = c + m * c_row + n;
       switch (vectors) {
         case 4: tile<6, 4, kAdds>(am, a_row, a_depth, b + n, b_row, cm, c_row, depth); break;
@@ -52,6 +80,32 @@ static void product(const float* a, int64_t a_row, int64_t a_depth, const float*
     }
     n += vectors * kLanes;
   }
+}
+
+// Two vectors as one of pairs: `low` along the depth before `high`.
+MOSAIC_INLINE u32x16 pair(f32x16 low, f32x16 high) {
+  return __builtin_convertvector(narrow(low), u32x16) | __builtin_convertvector(narrow(high), u32x16) << 16;
+}
+
+MOSAIC_INLINE void store(uint32_t* p, u32x16 v) { __builtin_memcpy(p, &v, sizeof v); }
+
+MOSAIC_INLINE void store(uint16_t* p, u16x16 v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// [rows, width] -> [rows / 2, width] pairs of neighbouring rows.
+static void pair_rows(const float* from, int64_t width, int64_t rows, uint32_t* to) {
+  for (int64_t r = 0; r < rows; r += 2)
+    for (int64_t d = 0; d < width; d += kLanes, to += kLanes)
+      store(to, pair(load(from + r * width + d), load(from + (r + 1) * width + d)));
+}
+
+// `count` numbers as bfloat16; may write over what it reads.
+static void narrow_all(const float* from, int64_t count, uint16_t* to) {
+  for (int64_t i = 0; i < count; i += kLanes) store(to + i, narrow(load(from + i)));
+}
+
+static void round_all(float* numbers, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes)
+    store(numbers + i, (f32x16)(__builtin_convertvector(narrow(load(numbers + i)), u32x16) << 16));
 }
 
 // Rows of a view as [count, width], zeros behind dim and behind the last row.
@@ -115,8 +169,10 @@ static void weigh(float* logits, int64_t width, float* output, float& highest, f
   total += sum(added);
 }
 
+// With kNarrow the weights and `value_pairs` are multiplied as bfloat16; logits never are.
+template <bool kNarrow>
 static void smooth_block(const Smoothing& s, int64_t batch, int64_t head, int64_t first, const float* keys_across,
-                         const float* values, int64_t width) {
+                         const float* values, const uint32_t* value_pairs, int64_t width) {
   const int64_t rows = s.queries - first < kQueryBlock ? s.queries - first : kQueryBlock;
   float* const queries = training_scratch(kQueries, kQueryBlock * width);
   float* const outputs = training_scratch(kOutputs, kQueryBlock * width);
@@ -132,8 +188,14 @@ static void smooth_block(const Smoothing& s, int64_t batch, int64_t head, int64_
       float* const row = logits + r * kPairBlock;
       hide(row, r < rows ? visible(s, first + r, pair) : 0);
       weigh(row, width, outputs + r * width, highest[r], total[r]);
+      if (kNarrow) narrow_all(row, kPairBlock, reinterpret_cast<uint16_t*>(row));
     }
-    product<true>(logits, kPairBlock, 1, values + pair * width, width, outputs, width, kQueryBlock, width, kPairBlock);
+    if (kNarrow)
+      product<true>(reinterpret_cast<const uint32_t*>(logits), kPairBlock, 1, value_pairs + pair / 2 * width, width,
+                    outputs, width, kQueryBlock, width, kPairBlock / 2);
+    else
+      product<true>(logits, kPairBlock, 1, values + pair * width, width, outputs, width, kQueryBlock, width,
+                    kPairBlock);
   }
   for (int64_t r = 0; r < rows; ++r) {
     const float share = 1 / total[r];
@@ -144,7 +206,8 @@ static void smooth_block(const Smoothing& s, int64_t batch, int64_t head, int64_
   scatter(outputs, width, s.output, batch, head, first, rows, s.dim);
 }
 
-void smooth_forward(const Smoothing& s, Team& team) {
+template <bool kNarrow>
+static void smooth_all(const Smoothing& s, Team& team) {
   const int64_t width = round_up(s.dim, kLanes), pairs = round_up(s.pairs, kPairBlock);
   constexpr int64_t kPiece = 8 * kQueryBlock;  // enough for the keys to be worth turning
   const int64_t pieces = (s.queries + kPiece - 1) / kPiece;
@@ -157,15 +220,78 @@ void smooth_forward(const Smoothing& s, Team& team) {
     gather(s.key, batch, head, 0, s.pairs, pairs, s.dim, width, keys);
     turn(keys, width, pairs, keys_across);
     gather(s.value, batch, head, 0, s.pairs, pairs, s.dim, width, values);
+    uint32_t* const value_pairs = training_words(kValuePairs, kNarrow ? pairs / 2 * width : 0);
+    if (kNarrow) pair_rows(values, width, pairs, value_pairs);
     for (int64_t q = first; q < s.queries && q < first + kPiece; q += kQueryBlock)
-      smooth_block(s, batch, head, q, keys_across, values, width);
+      smooth_block<kNarrow>(s, batch, head, q, keys_across, values, value_pairs, width);
   });
 }
 
+void smooth_forward(const Smoothing& s, Team& team) {
+  kNarrows && s.narrow ? smooth_all<true>(s, team) : smooth_all<false>(s, team);
+}
+
+// One head's pairs in the forms that products read, and the sums of their gradients.
+struct HeadPairs {
+  const float *keys, *keys_across, *values_across;
+  const uint32_t *key_pairs, *value_pairs_across;
+  float *key_sums, *value_sums;
+};
+
+// One row's logits and slopes into weights and the logits' gradients, a vector at a time.
+MOSAIC_INLINE void slope(const float* logits, const float* slopes, float log_sum, float mean, f32x16& weight,
+                         f32x16& gradient) {
+  weight = exp_nonpositive(load(logits) - splat(log_sum));
+  gradient = weight * (load(slopes) - splat(mean));
+}
+
+// The gradients of a block of logits, added to what the queries, keys and values get.
+static void add_gradients(float* weights, float* slopes, const float* log_sum, const float* mean, const float* queries,
+                          const float* upstream, const HeadPairs& head, int64_t pair, int64_t width, float* sums) {
+  for (int64_t r = 0; r < kQueryBlock; ++r)
+    for (int64_t j = r * kPairBlock; j < (r + 1) * kPairBlock; j += kLanes) {
+      f32x16 weight, gradient;
+      slope(weights + j, slopes + j, log_sum[r], mean[r], weight, gradient);
+      store(weights + j, weight);
+      store(slopes + j, gradient);
+    }
+  product<true>(slopes, kPairBlock, 1, head.keys + pair * width, width, sums, width, kQueryBlock, width, kPairBlock);
+  product<true>(slopes, 1, kPairBlock, queries, width, head.key_sums + pair * width, width, kPairBlock, width,
+                kQueryBlock);
+  product<true>(weights, 1, kPairBlock, upstream, width, head.value_sums + pair * width, width, kPairBlock, width,
+                kQueryBlock);
+}
+
+// The same by products of bfloat16; `queries` and `upstream` are pairs of rows.
+static void add_gradients(float* weights, float* slopes, const float* log_sum, const float* mean,
+                          const uint32_t* queries, const uint32_t* upstream, const HeadPairs& head, int64_t pair_index,
+                          int64_t width, float* sums) {
+  uint32_t* const slope_rows = training_words(kSlopeRows, kQueryBlock * kPairBlock / 2);
+  uint32_t *const weight_pairs = reinterpret_cast<uint32_t*>(weights), *const slope_pairs = reinterpret_cast<uint32_t*>(slopes);
+  for (int64_t r = 0; r < kQueryBlock; r += 2)
+    for (int64_t j = 0; j < kPairBlock; j += kLanes) {
+      const int64_t one = r * kPairBlock + j, other = one + kPairBlock;
+      f32x16 weight[2], gradient[2];
+      slope(weights + one, slopes + one, log_sum[r], mean[r], weight[0], gradient[0]);
+      slope(weights + other, slopes + other, log_sum[r + 1], mean[r + 1], weight[1], gradient[1]);
+      store(weight_pairs + one, pair(weight[0], weight[1]));
+      store(slope_pairs + one, pair(gradient[0], gradient[1]));
+      uint16_t* const row = reinterpret_cast<uint16_t*>(slope_rows) + one;
+      store(row, narrow(gradient[0]));
+      store(row + kPairBlock, narrow(gradient[1]));
+    }
+  product<true>(slope_rows, kPairBlock / 2, 1, head.key_pairs + pair_index / 2 * width, width, sums, width, kQueryBlock,
+                width, kPairBlock / 2);
+  product<true>(slope_pairs, 1, 2 * kPairBlock, queries, width, head.key_sums + pair_index * width, width, kPairBlock,
+                width, kQueryBlock / 2);
+  product<true>(weight_pairs, 1, 2 * kPairBlock, upstream, width, head.value_sums + pair_index * width, width,
+                kPairBlock, width, kQueryBlock / 2);
+}
+
 // The gradients that one block of queries gives, added to the sums of its head's keys and values.
+template <bool kNarrow>
 static void smooth_block_backward(const Smoothing& s, int64_t batch, int64_t head, int64_t first, int64_t width,
-                                  const float* keys, const float* keys_across, const float* values_across,
-                                  float* key_sums, float* value_sums) {
+                                  const HeadPairs& pairs) {
   const int64_t rows = s.queries - first < kQueryBlock ? s.queries - first : kQueryBlock;
   float* const queries = training_scratch(kQueries, kQueryBlock * width);
   float* const sums = training_scratch(kOutputs, kQueryBlock * width);
@@ -176,34 +302,42 @@ static void smooth_block_backward(const Smoothing& s, int64_t batch, int64_t hea
   gather(s.query, batch, head, first, rows, kQueryBlock, s.dim, width, queries);
   gather(s.output_gradient, batch, head, first, rows, kQueryBlock, s.dim, width, upstream);
   gather(s.output, batch, head, first, rows, kQueryBlock, s.dim, width, sums);
+  // Before the means: where one weight is all but 1, its slope must be the mean, to the last bit.
+  if (kNarrow) round_all(upstream, kQueryBlock * width);
   for (int64_t r = 0; r < rows; ++r) {
     mean[r] = dot(upstream + r * width, sums + r * width, width);
     log_sum[r] = s.log_sum[(batch * s.heads + head) * s.queries + first + r];
   }
+  const int64_t words = kNarrow ? kQueryBlock / 2 * width : 0;
+  uint32_t* const query_pairs = training_words(kQueryPairs, words);
+  uint32_t* const upstream_pairs = training_words(kUpstreamPairs, words);
+  uint32_t* const upstream_rows = training_words(kUpstreamRows, words);
+  if (kNarrow) {
+    pair_rows(queries, width, kQueryBlock, query_pairs);
+    pair_rows(upstream, width, kQueryBlock, upstream_pairs);
+    narrow_all(upstream, kQueryBlock * width, reinterpret_cast<uint16_t*>(upstream_rows));
+  }
   memset(sums, 0, kQueryBlock * width * sizeof(float));
   for (int64_t pair = 0; pair < s.pairs && visible(s, first + rows - 1, pair) > 0; pair += kPairBlock) {
-    product<false>(queries, width, 1, keys_across + pair * width, kPairBlock, weights, kPairBlock, kQueryBlock,
+    product<false>(queries, width, 1, pairs.keys_across + pair * width, kPairBlock, weights, kPairBlock, kQueryBlock,
                    kPairBlock, s.dim);
-    product<false>(upstream, width, 1, values_across + pair * width, kPairBlock, slopes, kPairBlock, kQueryBlock,
-                   kPairBlock, s.dim);
-    for (int64_t r = 0; r < kQueryBlock; ++r) {
-      float *const weight = weights + r * kPairBlock, *const slope = slopes + r * kPairBlock;
-      hide(weight, r < rows ? visible(s, first + r, pair) : 0);
-      for (int j = 0; j < kPairBlock; j += kLanes) {
-        const f32x16 w = exp_nonpositive(load(weight + j) - splat(log_sum[r]));
-        store(weight + j, w);
-        store(slope + j, w * (load(slope + j) - splat(mean[r])));
-      }
+    for (int64_t r = 0; r < kQueryBlock; ++r)
+      hide(weights + r * kPairBlock, r < rows ? visible(s, first + r, pair) : 0);
+    if (kNarrow) {
+      product<false>(upstream_rows, width / 2, 1, pairs.value_pairs_across + pair / 2 * width, kPairBlock, slopes,
+                     kPairBlock, kQueryBlock, kPairBlock, width / 2);
+      add_gradients(weights, slopes, log_sum, mean, query_pairs, upstream_pairs, pairs, pair, width, sums);
+    } else {
+      product<false>(upstream, width, 1, pairs.values_across + pair * width, kPairBlock, slopes, kPairBlock,
+                     kQueryBlock, kPairBlock, s.dim);
+      add_gradients(weights, slopes, log_sum, mean, queries, upstream, pairs, pair, width, sums);
     }
-    product<true>(slopes, kPairBlock, 1, keys + pair * width, width, sums, width, kQueryBlock, width, kPairBlock);
-    product<true>(slopes, 1, kPairBlock, queries, width, key_sums + pair * width, width, kPairBlock, width, kQueryBlock);
-    product<true>(weights, 1, kPairBlock, upstream, width, value_sums + pair * width, width, kPairBlock, width,
-                  kQueryBlock);
   }
   scatter(sums, width, s.query_gradient, batch, head, first, rows, s.dim);
 }
 
-void smooth_backward(const Smoothing& s, Team& team) {
+template <bool kNarrow>
+static void smooth_all_backward(const Smoothing& s, Team& team) {
   const int64_t width = round_up(s.dim, kLanes), pairs = round_up(s.pairs, kPairBlock);
   team.begin();
   // A head's sums over its queries are made by one thread, in order: equal bits, however many threads there are.
@@ -215,17 +349,28 @@ void smooth_backward(const Smoothing& s, Team& team) {
     float* const values_across = training_scratch(kValuesAcross, pairs * width);
     float* const key_sums = training_scratch(kKeySums, pairs * width);
     float* const value_sums = training_scratch(kValueSums, pairs * width);
+    const int64_t words = kNarrow ? pairs / 2 * width : 0;
+    uint32_t* const key_pairs = training_words(kKeyPairs, words);
+    uint32_t* const value_pairs = training_words(kValuePairs, words);
     gather(s.key, batch, head, 0, s.pairs, pairs, s.dim, width, keys);
     turn(keys, width, pairs, keys_across);
     gather(s.value, batch, head, 0, s.pairs, pairs, s.dim, width, values);
     turn(values, width, pairs, values_across);
+    if (kNarrow) {
+      pair_rows(keys, width, pairs, key_pairs);
+      pair_rows(values_across, kPairBlock, pairs / kPairBlock * width, value_pairs);
+    }
     memset(key_sums, 0, pairs * width * sizeof(float));
     memset(value_sums, 0, pairs * width * sizeof(float));
-    for (int64_t q = 0; q < s.queries; q += kQueryBlock)
-      smooth_block_backward(s, batch, head, q, width, keys, keys_across, values_across, key_sums, value_sums);
+    const HeadPairs given{keys, keys_across, values_across, key_pairs, value_pairs, key_sums, value_sums};
+    for (int64_t q = 0; q < s.queries; q += kQueryBlock) smooth_block_backward<kNarrow>(s, batch, head, q, width, given);
     scatter(key_sums, width, s.key_gradient, batch, head, 0, s.pairs, s.dim);
     scatter(value_sums, width, s.value_gradient, batch, head, 0, s.pairs, s.dim);
   });
+}
+
+void smooth_backward(const Smoothing& s, Team& team) {
+  kNarrows && s.narrow ? smooth_all_backward<true>(s, team) : smooth_all_backward<false>(s, team);
 }
 
 // The sum of a[d] * b[d].
