@@ -121,6 +121,12 @@ def test_who_was_waited_for_may_go() -> None:
     assert computed(engine) == {"a": 8, "b": 27 + 1 - 5, "c": 2, "d": 2}
 
 
+def test_who_holds_back_goes_on_holding_back_while_there_is_more_to_come() -> None:
+    engine = make_engine(make_scheduler(num_blocks=40, max_num_batched_tokens=64))
+    run(engine, make("a", prompt_of(11)), make("b", prompt_of(11, 9)), make("c", prompt_of(11, 9)))
+    assert computed(engine) == {"a": 12, "b": 20 + 1 - 9, "c": 2}
+
+
 def test_others_go_ahead_meanwhile() -> None:
     engine = make_engine(make_scheduler(num_blocks=40, max_num_batched_tokens=16))
     for request in (make("a", prompt_of(27)), make("b", prompt_of(27)), make("other", prompt_of(3))):
@@ -160,6 +166,14 @@ def test_a_preempted_sequence_absorbs_again_only_what_was_evicted() -> None:
     lost = computed(engine)["b"] - 29
     assert 0 < lost <= 16
     assert cached(outputs["b"]) == 0, "what it finds again it had absorbed itself"
+
+
+def test_what_was_absorbed_before_a_preemption_is_not_called_cached() -> None:
+    engine = make_engine(make_scheduler(num_blocks=8, max_num_seqs=2, max_num_batched_tokens=2))
+    outputs = run(engine, make("a", prompt_of(13), max_tokens=12), make("b", prompt_of(17)))
+    assert engine.scheduler.num_preemptions == 1
+    assert computed(engine)["b"] < 18 + 6, "it found its first block again"
+    assert cached(outputs["b"]) == 0
 
 
 def test_counts() -> None:

@@ -43,6 +43,26 @@ def test_the_printed_request_works_as_it_is(server: ServerProcess) -> None:
     assert completion["usage"]["completion_tokens"] <= 64
 
 
+def test_usage_tells_what_was_cached_and_nothing_else_does(server: ServerProcess) -> None:
+    def ask(**fields: object) -> tuple[int, list[dict[str, object]]]:
+        body = {"max_tokens": 20, "logprobs": 2, "seed": 3, **fields}
+        answer = httpx.post(server.url + "/v1/completions", json=body, timeout=60).json()
+        return answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["choices"]
+
+    prompt = list(range(300, 430))
+    num_cached, first = ask(prompt=prompt)
+    assert num_cached == 0
+    assert ask(prompt=prompt) == (129, first)
+    for expected in (0, 129):
+        assert ask(prompt=prompt, cache_salt="mine") == (expected, first)
+    assert ask(prompt=prompt, echo=True)[0] == 0, "every token of the prompt is asked about"
+    num_cached, four = ask(prompt=prompt[:100], n=4)
+    # Whole blocks of what begins alike; what the choices have from each other is not called cached.
+    assert num_cached == 97
+    assert ask(prompt=prompt[:100], n=4) == (99, four)
+    assert ask(prompt=prompt[:100]) == (99, four[:1])
+
+
 def test_a_signal_lets_a_stream_end_and_refuses_new_ones(server: ServerProcess) -> None:
     request = {"prompt": "Once upon a time", "max_tokens": 300, "ignore_eos": True, "stream": True}
     with (
