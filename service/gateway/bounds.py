@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from service.gateway.errors import BadRequestError, shorten
-from service.gateway.prompts import check_token_ids, require_tokenizer
+from service.gateway.prompts import TokenIds, check_token_ids, require_tokenizer
 from service.gateway.schema import CompletionRequest
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
@@ -23,6 +25,24 @@ def check_bounds(params: CompletionRequest, served: ServedModel, settings: Gatew
     _check_together(params, served)
     _check_words(params, served, settings)
     _check_ids(params, served, settings)
+
+
+def check_told(
+    params: CompletionRequest, prompts: Sequence[TokenIds], max_tokens: Sequence[int], settings: GatewaySettings
+) -> None:
+    """Raises BadRequestError where the log probabilities of the whole answer would be too many to hold at once."""
+    each = 0 if params.logprobs is None else 1 + max(params.logprobs, len(params.logprob_token_ids))
+    of_prompt = (each if params.echo else 0) + (0 if params.prompt_logprobs is None else 1 + params.prompt_logprobs)
+    # A stream hands them on as they come, except those of the prompt, which come together.
+    of_completion = 0 if params.stream else each
+    told = sum(map(len, prompts)) * of_prompt + sum(max_tokens) * of_completion
+    if told * params.n > settings.max_told_logprobs:
+        name = "prompt_logprobs" if params.logprobs is None else "logprobs"
+        message = (
+            f"the answer would have {told * params.n} log probabilities; '{name}', tokens "
+            f"and choices must come to at most {settings.max_told_logprobs}"
+        )
+        raise BadRequestError(message, param=name)
 
 
 def _check_logprobs(params: CompletionRequest, settings: GatewaySettings) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from service.engine.request import Request
-from service.gateway.bounds import check_bounds
+from service.gateway.bounds import check_bounds, check_told
 from service.gateway.errors import ApiError, BadRequestError
 from service.gateway.prompts import Room, TokenIds, resolve_prompts
 from service.gateway.sampling import sampling_params
@@ -120,6 +120,7 @@ async def _engine_requests(
     unique = f"{request_id}:{secrets.token_hex(4)}"
     common = await sampling_params(params, seed, served.tokenizer, settings)
     lengths = [_max_tokens(params, len(prompt), served.info.max_model_len) for prompt in prompts]
+    check_told(params, prompts, lengths, settings)
     timeout_s = None if params.timeout is None else max(params.timeout - (time.perf_counter() - arrived_s), 0.0)
     requests: list[Request] = []
     for prompt, max_tokens in zip(prompts, lengths, strict=True):

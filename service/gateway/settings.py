@@ -29,6 +29,7 @@ class GatewaySettings:
     max_cache_salt_chars: int = 256
     max_logprobs: int = 20
     max_logprob_token_ids: int = 128
+    max_told_logprobs: int = 1_000_000
     max_logit_bias: int = 1024
     max_allowed_token_ids: int = 1024
     max_bad_words: int = 64

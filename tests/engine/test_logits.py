@@ -126,3 +126,16 @@ def test_log_probabilities_of_the_tokens_asked_for() -> None:
     total = math.log(1 + math.exp(2) + math.e)
     assert [p for _, p in first.top] == pytest.approx([1 - total, -math.inf, -total])
     assert [i for i, _ in second.top] == [0], "the others get the likeliest as before"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(0, 4), min_size=9, max_size=9), min_size=1, max_size=4),
+    num_top=st.integers(1, 12),
+)
+def test_the_likeliest_are_those_of_a_whole_sort_however_many_tie(rows: list[list[int]], num_top: int) -> None:
+    logits = torch.tensor(rows, dtype=torch.float32)
+    for row, told in zip(rows, token_logprobs(logits, [3] * len(rows), num_top), strict=True):
+        order = sorted(range(9), key=lambda i: (-row[i], i))
+        assert [i for i, _ in told.top] == order[:num_top]
+        assert told.rank == order.index(3) + 1

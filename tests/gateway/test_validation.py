@@ -87,6 +87,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt_logprobs": -1}, "prompt_logprobs", "at least 0, got -1"),
     ({"prompt_logprobs": 21}, "prompt_logprobs", "at most 20, got 21"),
     ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs", "cannot be streamed"),
+    ({"logprobs": 20, "max_tokens": 500, "n": 64, "prompt": [[1]] * 2}, "logprobs", "would have 1344000 log prob"),
+    ({"prompt_logprobs": 20, "n": 64, "prompt": [[1] * 400] * 2, "max_tokens": 1}, "prompt_logprobs", "1075200"),
     ({"logprob_token_ids": [1]}, "logprob_token_ids", "needs 'logprobs'"),
     ({"logprob_token_ids": [4096], "logprobs": 0}, "logprob_token_ids", "at most 4095, got 4096"),
     ({"logprob_token_ids": [1] * 129, "logprobs": 0}, "logprob_token_ids", "at most 128 token ids"),

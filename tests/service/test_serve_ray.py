@@ -64,6 +64,37 @@ def test_a_stream_is_the_answer_in_pieces(server: ServerProcess) -> None:
     assert whole["usage"]["completion_tokens"] == 40
 
 
+def test_every_kind_of_field_comes_through(server: ServerProcess) -> None:
+    body = {
+        "prompt": "Once upon a time, the 🦊",
+        "max_tokens": 30,
+        "logprobs": 3,
+        "echo": True,
+        "return_token_ids": True,
+        "typical_p": 0.9,
+        "frequency_penalty": 0.5,
+        "bad_words": ["girl"],
+        "logit_bias": {"11": -2},
+        "priority": 2,
+        "cache_salt": "pepper",
+        "seed": 5,
+    }
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        [written] = client.post("/v1/completions", json=body).json()["choices"]
+        ids = [*written["prompt_token_ids"], *written["token_ids"]]
+        scored = client.post("/v1/completions", json=body | {"prompt": ids, "max_tokens": 0}).json()["choices"][0]
+        with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as stream:
+            pieces = [chunk["choices"][0] for chunk in events(stream.iter_lines())]
+        late = client.post("/v1/completions", json=STREAM | {"stream": False, "timeout": 0.05, "n": 8}).json()
+    assert scored["logprobs"] == written["logprobs"]
+    assert [token for piece in pieces for token in piece["token_ids"]] == written["token_ids"]
+    for name, array in written["logprobs"].items():
+        assert [entry for piece in pieces for entry in piece["logprobs"][name]] == array
+    assert "girl" not in written["text"]
+    assert {choice["finish_reason"] for choice in late["choices"]} == {"deadline"}
+    assert late["usage"]["completion_tokens"] < 8 * 300
+
+
 def metric(server: ServerProcess, name: str) -> float:
     """The value of a metric of the one replica."""
     lines = httpx.get(server.url + "/metrics", timeout=10).text.splitlines()
