@@ -29,7 +29,7 @@ TOKEN_SECONDS = (
 TOKENS = tuple(float(2**power) for power in range(16))
 
 # Refusals that say something of the server, not of the request: there from the start, so that a rate finds a zero.
-_REFUSALS = ("overloaded", "draining", "engine_dead", "internal_error")
+REFUSALS = ("overloaded", "draining", "engine_dead", "internal_error")
 _FINISHES = ("stop", "length", "deadline", "abort", "error")
 
 
@@ -138,7 +138,7 @@ class GatewayMetrics:
             ["reason"],
             registry=self.registry,
         )
-        for reason in _REFUSALS:
+        for reason in REFUSALS:
             self._rejected.labels(reason)
 
     def _declare_requests(self) -> None:

@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from service.engine.errors import EngineDeadError, EngineError, EngineOverloadedError, RequestRejectedError
+from service.engine.inspection import Inspection
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 from service.flight import Flight
@@ -142,6 +143,11 @@ class RayEngineClient:
         with contextlib.suppress(Exception):
             told |= await self._ask_stats()
         return list(told.values())
+
+    async def inspect(self, seconds: float = 0.0) -> Sequence[Inspection]:
+        """See `EngineClient.inspect`. Raises where a replica does not answer within a second."""
+        answers: list[Inspection] = await self._handle.broadcast("inspect", seconds).results_async(timeout_s=1.0)
+        return answers
 
     async def close(self) -> None:
         """Ends every stream, and with it, on the replicas, every request of this gateway."""

@@ -12,6 +12,7 @@ from ray import serve
 
 from service.config import EngineConfig
 from service.engine.errors import EngineDeadError, EngineError
+from service.engine.inspection import Inspection
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 from service.mailbox import Mailbox
@@ -31,6 +32,7 @@ class ServedEngine(Protocol):
     def abort(self, request_id: str) -> None: ...
     def health(self) -> EngineHealth: ...
     def stats(self) -> EngineStats: ...
+    def inspect(self, seconds: float = 0.0) -> Inspection: ...
 
 
 LoadEngine = Callable[[EngineConfig, str], ServedEngine]
@@ -116,6 +118,10 @@ class EngineReplica:
     async def stats(self) -> EngineStats:
         """Counters and gauges of this moment."""
         return self._engine.stats()
+
+    async def inspect(self, seconds: float) -> Inspection:
+        """A look into the engine, with what happened in the last `seconds`."""
+        return self._engine.inspect(seconds)
 
     async def check_health(self) -> None:
         """Raises when the engine is dead or stuck: Serve then replaces this replica.

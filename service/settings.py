@@ -175,6 +175,18 @@ class ServeSettings(EngineSettings):
         ge=0,
         allow_inf_nan=False,
     )
+    slow_request: float = option(
+        30.0,
+        "Server",
+        "Seconds after which a request is worth a warning in the log that says where its time went.",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    debug_endpoints: bool = option(
+        False,
+        "Server",
+        "Serve /debug/requests and /debug/timeline without API keys. Where there are keys, an admin's opens them.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "Server", "Least severe log line shown.")
     log_format: LogFormat = option("text", "Server", "Lines of text, or one JSON object a line.")
     local: bool = option(False, "Ray", "One process: gateway and engine together, without Ray.")
@@ -219,6 +231,8 @@ class ServeSettings(EngineSettings):
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
             has_public_metrics=self.public_metrics,
+            has_debug=self.debug_endpoints,
+            slow_request_s=self.slow_request,
         )
 
 

@@ -27,7 +27,7 @@ NEVER = {
     "loadtests": {"model", "service", "torch", "ray"},
 }
 STDLIB_ONLY = (
-    *("request", "stats", "distribution", "meter", "errors"),
+    *("request", "stats", "distribution", "meter", "record", "inspection", "errors"),
     *("block_manager", "prefix_cache", "short_term", "scheduler", "sequence", "waiting_queue"),
     *("admission", "drain_rate"),
 )

@@ -15,6 +15,7 @@ from service.engine.admission import Admission, QueueLimits
 from service.engine.engine import Engine
 from service.engine.errors import EngineDeadError, RequestRejectedError
 from service.engine.grammar_compiler import GrammarCompiler
+from service.engine.inspection import Inspection, inspect_requests
 from service.engine.preparation import Preparation
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
@@ -109,6 +110,21 @@ class AsyncEngine:
             self._replica, posted_keys=posted_keys, idle_time_s=self._idle_time_s, start_up=self._start_up
         )
         return replace(stats, seconds_per_request=self._admission.seconds_per_request)
+
+    def inspect(self, seconds: float = 0.0) -> Inspection:
+        """Who is in the engine and who holds which block; with what happened in the last `seconds`."""
+        scheduler, now_s = self._engine.scheduler, time.monotonic()
+        requests, blocks = inspect_requests(scheduler, now_s)
+        since_s = now_s - seconds
+        return Inspection(
+            replica=self._replica,
+            now_s=now_s,
+            time_s=time.time(),
+            requests=requests,
+            blocks=blocks,
+            steps=tuple(step for step in tuple(self._engine.meter.steps) if step.ended_s >= since_s),
+            finished=tuple(record for record in tuple(scheduler.finished) if record.ended_s >= since_s),
+        )
 
     async def close(self) -> None:
         """Stops the thread after the step it is in; requests still here end with an error output."""

@@ -47,6 +47,11 @@ class BlockManager:
         return len(self._free_blocks) + self.prefix_cache.num_idle_blocks
 
     @property
+    def free_blocks(self) -> tuple[int, ...]:
+        """Those that hold nothing. A copy that any thread may take."""
+        return tuple(self._free_blocks)
+
+    @property
     def num_free_slots(self) -> int:
         return len(self._free_slots)
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from service.engine.async_engine import AsyncEngine
+from service.engine.inspection import Inspection
 from service.engine.request import Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 
@@ -38,6 +39,9 @@ class LocalEngineClient:
 
     async def stats(self, *, max_age_s: float = 0.0) -> list[EngineStats]:  # noqa: ARG002 - it costs nothing to ask
         return [self._engine.stats()]
+
+    async def inspect(self, seconds: float = 0.0) -> list[Inspection]:
+        return [self._engine.inspect(seconds)]
 
     async def close(self) -> None:
         await self._engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from collections.abc import Set as AbstractSet
@@ -11,9 +12,13 @@ from dataclasses import dataclass, field, replace
 from service.engine.block_manager import BlockManager
 from service.engine.errors import RequestRejectedError
 from service.engine.prefix_cache import CachedPrefix, StateSnapshot
+from service.engine.record import RequestRecord, record_of
 from service.engine.request import FinishReason, Request, RequestOutput, TokenLogprob
 from service.engine.sequence import RequestStatus, Sequence
 from service.engine.waiting_queue import WaitingQueue
+
+# Requests that have ended and are still told of, to whoever looks into the engine.
+_MAX_RECORDS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_resumptions = 0
+        self.finished: deque[RequestRecord] = deque(maxlen=_MAX_RECORDS)
         self._clock = clock
         self._timed: dict[str, Sequence] = {}
         # Free blocks that admission leaves alone, so that a newcomer does not at once preempt or get preempted.
@@ -299,11 +305,13 @@ class Scheduler:
         self.blocks.release(sequence)
         self.waiting.forget(sequence)
         self._timed.pop(sequence.request_id, None)
+        now_s = self._clock()
+        self.finished.append(record_of(sequence, now_s))
         return RequestOutput(
             sequence.request_id,
             finish_reason=reason,
             stop_token_id=sequence.stop_token_id,
-            timing=sequence.timing(self._clock()),
+            timing=sequence.timing(now_s),
         )
 
     def check_integrity(self) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
 from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -10,16 +14,17 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.engine.errors import EngineError
-from service.gateway import completions, models, probes, tokenization
+from service.gateway import completions, dashboard, debug, models, probes, tokenization
 from service.gateway.api_keys import KeyRing
 from service.gateway.auth import Authenticator
 from service.gateway.client import EngineClient
 from service.gateway.drain import Drain
 from service.gateway.errors import ApiError, to_api_error
 from service.gateway.gateway import Gateway
+from service.gateway.history import History
 from service.gateway.observer import Observer
+from service.gateway.pages import pages_router
 from service.gateway.peers import NoPeers, Peers
-from service.gateway.playground import playground_router
 from service.gateway.rate_limit import RateLimiter
 from service.gateway.responses import error_response
 from service.gateway.served_model import ServedModel
@@ -51,18 +56,22 @@ def create_app(
     metrics = GatewayMetrics(served.info, version, settings.name)
     metrics.in_flight.set_function(lambda: drain.num_in_flight)
     # The documentation pages would load scripts from elsewhere; the document itself stays.
-    app = FastAPI(title="Tessera", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="Tessera", version=version, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_sampled
+    )
     limiter = RateLimiter(settings.requests_per_minute, settings.tokens_per_minute)
-    app.state.gateway = Gateway(engine, served, settings, metrics, drain, limiter, peers or NoPeers(), version)
+    app.state.gateway = Gateway(
+        engine, served, settings, metrics, drain, limiter, peers or NoPeers(), History(), version
+    )
     app.state.drain = drain
     for kind in (ApiError, EngineError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
-    for router in (completions.router, models.router, tokenization.router, probes.router):
+    routers = (completions.router, models.router, tokenization.router, probes.router, dashboard.router, debug.router)
+    for router in (*routers, pages_router(settings.root_path)):
         app.include_router(router)
-    app.include_router(playground_router(settings.root_path))
     if keys is not None:
         app.add_middleware(Authenticator, keys=keys, has_public_metrics=settings.has_public_metrics)
-    app.add_middleware(Observer, metrics=metrics)
+    app.add_middleware(Observer, metrics=metrics, slow_request_s=settings.slow_request_s)
     if settings.cors_origins:
         app.add_middleware(
             _Cors,
@@ -74,6 +83,17 @@ def create_app(
     if settings.root_path:
         app.add_middleware(_RootPath, root_path=settings.root_path)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _sampled(app: FastAPI) -> AsyncIterator[None]:
+    """While the application is served, its gateway's history is written."""
+    gateway: Gateway = app.state.gateway
+    sampling = asyncio.create_task(gateway.history.run(gateway))
+    try:
+        yield
+    finally:
+        sampling.cancel()
 
 
 class _RootPath:

@@ -11,10 +11,11 @@ from service.gateway.errors import ApiError
 from service.gateway.exchange import exchange_of
 from service.gateway.responses import error_response
 
-# What a load balancer asks, and the page, which has nothing to hide: it asks its user for a key.
-OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/", ""})
+# What a load balancer asks, and the pages, which have nothing to hide: they ask their user for a key.
+OPEN_PATHS = frozenset({"/health", "/livez", "/readyz", "/", "", "/dashboard"})
 OPEN_PREFIX = "/static/"
-ADMIN_PATHS = frozenset({"/metrics"})
+METRICS_PATH = "/metrics"
+ADMIN_PATHS = frozenset({METRICS_PATH, "/dashboard/data", "/debug/requests", "/debug/timeline"})
 
 
 class Authenticator:
@@ -23,7 +24,7 @@ class Authenticator:
     def __init__(self, app: ASGIApp, keys: KeyRing, *, has_public_metrics: bool) -> None:
         self._app = app
         self._keys = keys
-        self._open = OPEN_PATHS | ADMIN_PATHS if has_public_metrics else OPEN_PATHS
+        self._open = OPEN_PATHS | {METRICS_PATH} if has_public_metrics else OPEN_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
+from service.engine.inspection import Inspection
 from service.engine.request import Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 
@@ -31,6 +32,10 @@ class EngineClient(Protocol):
 
     async def stats(self, *, max_age_s: float = 0.0) -> Sequence[EngineStats]:
         """One snapshot per replica, taken at most `max_age_s` ago where that spares asking."""
+        ...
+
+    async def inspect(self, seconds: float = 0.0) -> Sequence[Inspection]:
+        """A look into each replica that answers, with its steps and ended requests of the last `seconds`."""
         ...
 
     async def close(self) -> None:

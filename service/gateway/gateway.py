@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
@@ -13,6 +14,9 @@ from service.gateway.rate_limit import RateLimiter
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
 from service.metrics import GatewayMetrics
+
+if TYPE_CHECKING:  # which looks at a gateway
+    from service.gateway.history import History
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class Gateway:
     drain: Drain
     limiter: RateLimiter
     peers: Peers
+    history: History
     version: str
 
 

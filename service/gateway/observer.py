@@ -16,6 +16,7 @@ from service.metrics import GatewayMetrics
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("tessera.access")
+slow_logger = logging.getLogger("tessera.slow")
 
 CLIENT_CLOSED_REQUEST = 499  # As nginx has it: the client went away before there was an answer.
 
@@ -27,9 +28,10 @@ _PLAIN_WORD = re.compile(r"[A-Za-z0-9._:/,+-]+")
 class Observer:
     """ASGI middleware. Never logs a query string, a header or a body. `client` is "local" behind a Unix socket."""
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, slow_request_s: float) -> None:
         self._app = app
         self._metrics = metrics
+        self._slow_request_s = slow_request_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,6 +68,9 @@ class Observer:
         if access_logger.isEnabledFor(level):
             fields = _fields(scope, exchange, status)
             access_logger.log(level, "%s", _line(fields), extra={"fields": fields | {"route": route}})
+        if exchange.elapsed_s >= self._slow_request_s:
+            fields = _fields(scope, exchange, status)
+            slow_logger.warning("slow: %s", _line(fields), extra={"fields": fields | {"route": route}})
 
 
 def _fields(scope: Scope, exchange: Exchange, status: int) -> dict[str, object]:

@@ -14,6 +14,7 @@ class GatewaySettings:
     `requests_per_minute` and `tokens_per_minute` bound each API key that has no bounds of its own. `has_public_metrics`
     lets those without a key see the metrics. `root_path` is where a proxy shows this server.
     A stream that has nothing to say for `keep_alive_s` says that it lives; None: it does not.
+    `has_debug` opens `/debug/`. A request that took `slow_request_s` is worth a line of its own in the log.
     """
 
     name: str = "0"
@@ -47,6 +48,8 @@ class GatewaySettings:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     has_public_metrics: bool = False
+    has_debug: bool = False
+    slow_request_s: float = 30.0
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -115,7 +115,7 @@ class Browser:
 
     def press(self, key: str, *, ctrl: bool = False) -> None:
         """Presses and releases a key such as "Tab", "Enter" or "Escape"."""
-        codes = {"Tab": 9, "Enter": 13, "Escape": 27}
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37}
         for kind in ("rawKeyDown", "keyUp"):
             self.send(
                 "Input.dispatchKeyEvent",

@@ -16,6 +16,7 @@ from service.engine.errors import EngineOverloadedError
 from service.engine.request import FinishReason
 from service.gateway.api_keys import KeyRing, keys_of_options
 from tests.gateway.browser import Browser, find_browser
+from tests.gateway.colours import colour, contrast, luminance
 from tests.gateway.fake_engine import FakeEngine, hang, say, steps
 from tests.gateway.server import GatewayServer, served_model, wait_until
 
@@ -58,8 +59,8 @@ def test_files_of_the_page_come_with_a_strict_policy(client: httpx.Client) -> No
     page = client.get("/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     links = re.findall(r'(?:href|src)="([^"]+)"', page.text)
-    assert set(links) == {"static/icon.svg", "static/style.css", "static/playground.js"}
-    for path in ("/", *(f"/{link}" for link in links)):
+    assert set(links) == {"/static/icon.svg", "/static/style.css", "/static/playground.js"}
+    for path in ("/", *links):
         answer = client.get(path)
         assert answer.status_code == 200
         policy = answer.headers["content-security-policy"]
@@ -181,30 +182,14 @@ def test_text_is_readable_in_both_colour_schemes(browser: Browser, engine: FakeE
     finished(browser)
     grounds = {"echo": "output", "text": "output", "curl": "curl", "model": "body", "tokens": "body", "reuse": "body"}
     for element_id, ground in grounds.items():
-        ratio = contrast(colour(browser, element_id, "color"), colour(browser, ground, "backgroundColor"))
+        ratio = contrast(
+            colour(browser, selector(element_id), "color"), colour(browser, selector(ground), "backgroundColor")
+        )
         assert ratio >= 4.5, f"{element_id} has a contrast of {ratio:.1f} in the {scheme} scheme"
-    primary = contrast(colour(browser, "generate", "color"), colour(browser, "generate", "backgroundColor"))
+    primary = contrast(colour(browser, "#generate", "color"), colour(browser, "#generate", "backgroundColor"))
     assert primary >= 4.5
     is_dark = luminance(colour(browser, "body", "backgroundColor")) < 0.2
     assert is_dark == (scheme == "dark")
-
-
-def colour(browser: Browser, element_id: str, kind: str) -> tuple[float, float, float]:
-    found = "document.body" if element_id == "body" else f"document.getElementById('{element_id}')"
-    red, green, blue = re.findall(r"\d+", browser.js(f"getComputedStyle({found}).{kind}"))[:3]
-    return int(red) / 255, int(green) / 255, int(blue) / 255
-
-
-def luminance(colour: tuple[float, float, float]) -> float:
-    """Relative luminance as WCAG 2 defines it."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one: tuple[float, float, float], other: tuple[float, float, float]) -> float:
-    """Contrast ratio as WCAG 2 defines it."""
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 def test_a_server_with_keys_asks_for_one_and_the_tab_remembers_it(
@@ -232,3 +217,7 @@ def test_a_server_with_keys_asks_for_one_and_the_tab_remembers_it(
         assert not engine.running
     # That a key is missing is all that the browser complained of.
     assert all("401" in problem for problem in shared_browser.problems)
+
+
+def selector(element_id: str) -> str:
+    return "body" if element_id == "body" else f"#{element_id}"

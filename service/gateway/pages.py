@@ -1,4 +1,4 @@
-"""`/`: a page that tries the model out. A few static files, read once, allowed nothing but to talk to this server."""
+"""`/`, which tries the model out, and `/dashboard`: static files, read once, allowed to talk to this server only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-_STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parent / "static"
 _KINDS = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -27,15 +27,16 @@ _HEADERS = {
 }
 
 
-def playground_router(root_path: str = "") -> APIRouter:
-    """Routes for the page and its files, which find each other below `root_path`, with a slash after it or without.
+def pages_router(root_path: str = "") -> APIRouter:
+    """Routes for the pages and their files, which find each other below `root_path`, with a slash after it or without.
 
     Raises OSError where they are not installed.
     """
-    files = {path.name: path for path in _STATIC.iterdir() if path.suffix in _KINDS}
+    files = {path.name: path for path in STATIC.iterdir() if path.suffix in _KINDS}
     contents = {name: (path.read_bytes(), _KINDS[path.suffix]) for name, path in files.items()}
-    page_body, page_kind = contents["index.html"]
-    contents["index.html"] = (page_body.replace(b'="static/', f'="{root_path}/static/'.encode()), page_kind)
+    for name in ("index.html", "dashboard.html"):
+        body, kind = contents[name]
+        contents[name] = (body.replace(b'="static/', f'="{root_path}/static/'.encode()), kind)
     router = APIRouter()
 
     def answer(name: str) -> Response:
@@ -48,6 +49,11 @@ def playground_router(root_path: str = "") -> APIRouter:
     @router.get("/", include_in_schema=False)
     async def page() -> Response:
         return answer("index.html")
+
+    @router.head("/dashboard", include_in_schema=False)
+    @router.get("/dashboard", include_in_schema=False)
+    async def dashboard() -> Response:
+        return answer("dashboard.html")
 
     @router.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
