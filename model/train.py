@@ -11,29 +11,43 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from model.training.loop import Trainer, tokens_directory
+from model.training.loop import STATE, Trainer, tokens_directory
 from model.training.processes import Processes, joined
 from model.training.recipe import Recipe, load_recipe
+from model.training.state import has_state
 from model.training.tokens import PackedTokens, open_packed, pack
 
 
+@dataclass
 class Stop:
-    """Whether the run was asked to end: by Ctrl-C or SIGTERM, once; the second time it ends at once."""
+    """Whether the run was asked to end."""
 
-    def __init__(self) -> None:
-        self.is_asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+    is_asked: bool = False
 
-    def _ask(self, number: int, frame: object) -> None:  # noqa: ARG002
-        self.is_asked = True
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM ask the run to end, once; the second time it ends at once."""
+    stop = Stop()
+
+    def ask(number: int, frame: object) -> None:  # noqa: ARG001
+        stop.is_asked = True
         signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def train(recipe: Recipe, stop: Stop) -> bool:
@@ -46,10 +60,11 @@ def train(recipe: Recipe, stop: Stop) -> bool:
 
 
 def _packed(recipe: Recipe, processes: Processes) -> PackedTokens:
+    directory = tokens_directory(recipe)
     if processes.is_first:
-        pack(recipe.data, tokens_directory(recipe))
+        pack(recipe.data, directory, is_final=has_state(recipe.run.directory / STATE))
     processes.wait()
-    return open_packed(tokens_directory(recipe))
+    return open_packed(directory)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; the exit code: 0 at the end, 130 when stopped before, 2 after one line on stderr."""
     options = _parser().parse_args(arguments)
     try:
-        return 0 if train(load_recipe(options.config, options.overrides), Stop()) else 130
+        with stop_on_signal() as stop:
+            return 0 if train(load_recipe(options.config, options.overrides), stop) else 130
     except (ValueError, OSError, FloatingPointError) as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2

@@ -87,6 +87,11 @@ def load_state(
         raise ValueError(f"{latest}: {error}") from error
 
 
+def has_state(directory: Path) -> bool:
+    """Whether there is anything to go on from."""
+    return bool(_states(directory))
+
+
 def _states(directory: Path) -> list[Path]:
     return sorted(directory.glob(f"{_PREFIX}*"))
 

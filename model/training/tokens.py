@@ -39,14 +39,18 @@ class PackedTokens:
     """Identifies all of it."""
 
 
-def pack(data: Data, directory: Path) -> PackedTokens:
+def pack(data: Data, directory: Path, *, is_final: bool = False) -> PackedTokens:
     """The packed tokens in `directory`, made now unless they are there and of the same data.
 
-    Raises OSError where a text cannot be read or written, ValueError where it or the tokenizer cannot be used.
+    Raises OSError where a text cannot be read or written, ValueError where it or the tokenizer cannot be used; and,
+    with `is_final`, where other tokens are there.
     """
     wanted = _description(data)
     manifest = directory / MANIFEST_FILE
-    if not manifest.exists() or json.loads(manifest.read_text(encoding="utf-8"))["data"] != wanted:
+    is_there = manifest.exists()
+    if not is_there or json.loads(manifest.read_text(encoding="utf-8"))["data"] != wanted:
+        if is_there and is_final:
+            raise ValueError(f"{directory}: not of the texts that the run began with; give another run.directory")
         _write(data, wanted, directory)
     return open_packed(directory)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from model.training.recipe import load_recipe
 from model.training.tokens import pack
 from tests.model.training.texts import write_recipe
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def state_of(run: Path) -> dict[str, Tensor]:
@@ -107,6 +108,26 @@ def test_a_killed_run_does_again_what_was_not_saved(corpus: Path) -> None:
     assert [line["step"] for line in log_of(corpus / "run")] == ["2", "4", "6"]
 
 
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_recipe(corpus, training={"schedule": "constant"})
+    assert main([str(path)]) == 0
+    straight, handler = state_of(corpus / "run"), signal.getsignal(signal.SIGTERM)
+    step = Trainer._step
+
+    def interrupted(trainer: Trainer, number: int) -> tuple[float, float]:
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupted)
+        assert main([str(path), "run.directory=stopped"]) == 130
+    assert [path.name for path in (corpus / "stopped" / "state").iterdir()] == ["step-00000004"]
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert main([str(path), "run.directory=stopped"]) == 0
+    assert_same(state_of(corpus / "stopped"), straight)
+
+
 def test_two_processes_do_what_one_does(corpus: Path) -> None:
     path = write_recipe(corpus, training={"autocast": None, "micro_batch": 1}, run={"threads": 1})
     assert main([str(path)]) == 0
@@ -142,7 +163,7 @@ def test_a_transformer_trains_with_the_same_command(corpus: Path, capsys: pytest
     [
         ("model.n_embd=8", "model.n_embd is not what the run began with"),
         ("training.batch=6", "training.batch is not"),
-        ("data.held_out=0.2", "tokens is not"),
+        ("data.held_out=0.2", "not of the texts that the run began with"),
     ],
 )
 def test_a_state_of_another_run_is_refused(

@@ -22,7 +22,7 @@ from model.training.tokens import train_tokenizer
 from tests.model.training.texts import documents, write_corpus
 from tests.service.process import ServerProcess, clean_environment
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 STEPS = {"steps: 400": "steps: 4", "steps=440": "steps=6", "steps=480": "steps=8", "decay_steps=40": "decay_steps=2"}
