@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -172,7 +172,7 @@ class RayEngineClient:
         for _ in range(_MAX_ATTEMPTS):
             if self._is_closed:
                 break
-            call = self._call(_with_time_left(request, started_s), avoid=avoid | asked)
+            call = self._call(request.later(time.monotonic() - started_s), avoid=avoid | asked)
             verdict = await self._first(call)
             assert isinstance(verdict, Verdict)
             if verdict.refusal is None:
@@ -310,13 +310,6 @@ class RayEngineClient:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _with_time_left(request: Request, started_s: float) -> Request:
-    """`request` with what is left of its time since `started_s`."""
-    if request.timeout_s is None:
-        return request
-    return replace(request, timeout_s=max(request.timeout_s - (time.monotonic() - started_s), 0.0))
 
 
 def _cancel(call: _Call) -> None:

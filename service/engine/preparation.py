@@ -37,17 +37,25 @@ class Preparation:
         if grammar is None or compiler is None or compiler.is_ready(grammar):
             self._on_ready(request)
             return
-        compiling = asyncio.get_running_loop().run_in_executor(self._thread, compiler.matcher, grammar)
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        compiling = loop.run_in_executor(self._thread, compiler.matcher, grammar)
         self._waiting[request.request_id] = compiling
-        compiling.add_done_callback(lambda done: self._finish(request, done))
+        compiling.add_done_callback(lambda done: self._finish(request.later(loop.time() - started_s), done))
+        if request.timeout_s is not None:
+            timer = loop.call_later(request.timeout_s, self._end, request.request_id, FinishReason.DEADLINE)
+            compiling.add_done_callback(lambda _: timer.cancel())
 
     def cancel(self, request_id: str) -> bool:
         """Ends a request that waits here; False where none does."""
+        return self._end(request_id, FinishReason.ABORT)
+
+    def _end(self, request_id: str, reason: FinishReason) -> bool:
         waiting = self._waiting.pop(request_id, None)
         if waiting is None:
             return False
         waiting.cancel()
-        self._on_end(RequestOutput(request_id, finish_reason=FinishReason.ABORT))
+        self._on_end(RequestOutput(request_id, finish_reason=reason))
         return True
 
     def close(self) -> None:

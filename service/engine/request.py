@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from service.engine.bad_words import BadWords
@@ -98,6 +98,10 @@ class Request:
     def max_num_tokens(self) -> int:
         """Tokens of the prompt and of the longest completion allowed."""
         return len(self.prompt_token_ids) + self.sampling.max_tokens
+
+    def later(self, seconds: float) -> Request:
+        """The same request with `seconds` less time left."""
+        return self if self.timeout_s is None else replace(self, timeout_s=max(self.timeout_s - seconds, 0.0))
 
 
 @dataclass(frozen=True, slots=True)

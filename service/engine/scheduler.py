@@ -283,7 +283,9 @@ class Scheduler:
     ) -> RequestOutput:
         is_first, prompt_logprobs = sequence.first_token_s is None, sequence.take_prompt_logprobs()
         if sequence.request.sampling.max_tokens == 0:  # only the prompt was of interest
-            return replace(self._finish(sequence, FinishReason.LENGTH), prompt_logprobs=prompt_logprobs)
+            end = self._finish(sequence, FinishReason.LENGTH)
+            num_cached_tokens = sequence.num_cached_tokens or 0
+            return replace(end, prompt_logprobs=prompt_logprobs, num_cached_tokens=num_cached_tokens)
         sequence.append(token_id, now_s, self.config.eos_token_id, is_complete=is_complete)
         self.waiting.charge(sequence, 1)
         output = RequestOutput(

@@ -79,6 +79,20 @@ async def test_a_request_can_be_given_up_while_its_grammar_is_compiled(
     assert engine.stats().num_prompt_tokens == 3
 
 
+async def test_a_deadline_counts_while_a_grammar_is_compiled(engine: AsyncEngine, compiler: SlowCompiler) -> None:
+    heard: list[RequestOutput] = []
+    engine.submit(replace(held("late"), timeout_s=0.01), heard.append)
+    engine.submit(replace(held("in time", "b+"), timeout_s=60), heard.append)
+    while not heard:
+        await asyncio.sleep(0.005)
+    assert [(output.request_id, output.finish_reason) for output in heard] == [("late", FinishReason.DEADLINE)]
+    compiler.may_go.set()
+    while not heard[-1].is_finished or len(heard) == 1:
+        await asyncio.sleep(0.005)
+    assert {output.request_id for output in heard[1:]} == {"in time"}
+    assert heard[-1].finish_reason is not FinishReason.DEADLINE
+
+
 async def test_closing_answers_who_waits_for_a_grammar(engine: AsyncEngine) -> None:
     heard: list[RequestOutput] = []
     engine.submit(held("a"), heard.append)

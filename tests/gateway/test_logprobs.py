@@ -180,6 +180,13 @@ def test_a_whole_prompt_of_the_models_length_can_be_scored(real: httpx.Client) -
     assert len(choice["logprobs"]["tokens"]) == 512
 
 
+def test_a_prompt_read_without_generating_is_known_the_next_time(real: httpx.Client) -> None:
+    body = {"prompt": [7, 8] * 60, "echo": True, "max_tokens": 0}
+    first, second = (real.post("/v1/completions", json=body).json()["usage"] for _ in range(2))
+    assert first["prompt_tokens_details"]["cached_tokens"] == 0
+    assert second["prompt_tokens_details"]["cached_tokens"] > 90
+
+
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_the_likeliest_token_is_the_greedy_one(real: httpx.Client, temperature: float) -> None:
     body = {**BODY, "temperature": temperature, "echo": False}
