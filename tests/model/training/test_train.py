@@ -97,6 +97,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(corpus: Path, monkeypatch: pytes
     assert train(99)
     assert_same(state_of(corpus / "run"), straight)
     assert [line["loss"] for line in log_of(corpus / "run")][-1] == log[-1]["loss"]
+    if not draws:
+        model = load_model(corpus / "run" / "model", dtype=torch.bfloat16)
+        assert torch.equal(model.embedding.weight, straight["network.embedding.weight"].bfloat16())
 
 
 def test_a_killed_run_does_again_what_was_not_saved(corpus: Path) -> None:
