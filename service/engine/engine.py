@@ -9,8 +9,9 @@ from typing import Protocol
 
 from service.engine.meter import StepMeter, StepRecord, num_prompt_tokens
 from service.engine.request import Request, RequestOutput
-from service.engine.scheduler import Scheduler, SchedulerOutput, StepOutput
+from service.engine.scheduler import Scheduler
 from service.engine.stats import EngineStats
+from service.engine.step import SchedulerOutput, StepOutput
 
 
 class Runner(Protocol):

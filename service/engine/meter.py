@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from service.engine.distribution import Tally
 from service.engine.request import RequestOutput
-from service.engine.scheduler import SchedulerOutput
+from service.engine.step import SchedulerOutput
 
 STEP_SECONDS = (
     *(0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),

@@ -15,8 +15,8 @@ from service.engine.constraints import Constraints, Restriction
 from service.engine.logits import needs_adjusting, token_logprobs
 from service.engine.request import SamplingParams, TokenLogprob
 from service.engine.sampler import SamplingRow, sample
-from service.engine.scheduler import ScheduledSequence, SchedulerOutput, StepOutput
 from service.engine.sequence import Sequence as SequenceState
+from service.engine.step import ScheduledSequence, SchedulerOutput, StepOutput
 
 
 class ModelRunner:

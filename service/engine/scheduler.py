@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as SequenceOf
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from service.engine.block_manager import BlockManager
 from service.engine.errors import RequestRejectedError
-from service.engine.prefix_cache import CachedPrefix, StateSnapshot
+from service.engine.prefix_cache import CachedPrefix
 from service.engine.record import RequestRecord, record_of
 from service.engine.request import FinishReason, Request, RequestOutput, TokenLogprob
 from service.engine.sequence import RequestStatus, Sequence
+from service.engine.step import Draft, ScheduledSequence, SchedulerOutput, StepOutput
 from service.engine.waiting_queue import WaitingQueue
 
 # Requests that have ended and are still told of, to whoever looks into the engine.
@@ -30,65 +29,6 @@ class SchedulerConfig:
     max_model_len: int
     vocab_size: int
     eos_token_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledSequence:
-    """Tokens [start, start + num_tokens) of `sequence`; `is_sampled` when the last known token is among them.
-
-    `snapshots` are states on the way that are to be kept.
-    """
-
-    sequence: Sequence
-    start: int
-    num_tokens: int
-    is_sampled: bool
-    snapshots: tuple[StateSnapshot, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerOutput:
-    """The plan of one step, at most `max_num_batched_tokens` tokens, each sequence at most once.
-
-    Before anything else, blocks and state slots are copied (from, to); all are read before any is written.
-    """
-
-    scheduled: tuple[ScheduledSequence, ...]
-    block_copies: tuple[tuple[int, int], ...] = ()
-    slot_copies: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(item.num_tokens for item in self.scheduled)
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """What executing a plan gave, by index into `scheduled`.
-
-    `token_ids` are the sampled tokens, None where none was; `logprobs` and `prompt_logprobs` are there where asked for,
-    the latter for the prompt tokens that this step's tokens predicted. With its token, a text in `complete` is all that
-    its grammar allows; for one in `failures` nothing could be drawn, for the reason given.
-    """
-
-    token_ids: SequenceOf[int | None]
-    logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
-    prompt_logprobs: Mapping[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
-    complete: AbstractSet[int] = frozenset()
-    failures: Mapping[int, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A plan in the making, and how many more tokens it may have."""
-
-    budget: int
-    scheduled: list[ScheduledSequence] = field(default_factory=list)
-    block_copies: list[tuple[int, int]] = field(default_factory=list)
-    slot_copies: list[tuple[int, int]] = field(default_factory=list)
-
-    def finish(self) -> SchedulerOutput:
-        return SchedulerOutput(tuple(self.scheduled), tuple(self.block_copies), tuple(self.slot_copies))
 
 
 class Scheduler:
@@ -178,7 +118,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Plans the next step: takes memory for it, moves sequences between waiting and running."""
-        draft = _Draft(self.config.max_num_batched_tokens)
+        draft = Draft(self.config.max_num_batched_tokens)
         can_admit = self._schedule_decodes(draft)
         for sequence in self.running:
             if sequence.num_uncomputed_tokens > 1 and draft.budget > 0:
@@ -187,7 +127,7 @@ class Scheduler:
             self._admit(draft)
         return draft.finish()
 
-    def _schedule_decodes(self, draft: _Draft) -> bool:
+    def _schedule_decodes(self, draft: Draft) -> bool:
         """False where somebody had to be preempted."""
         has_preempted = False
         for sequence in list(self.running):
@@ -212,7 +152,7 @@ class Scheduler:
         self.num_preemptions += 1
         return victim
 
-    def _schedule_prompt(self, draft: _Draft, sequence: Sequence) -> bool:
+    def _schedule_prompt(self, draft: Draft, sequence: Sequence) -> bool:
         """The next chunk of a running sequence. False where there is no memory for it to begin."""
         if sequence.num_computed_tokens == 0:  # it has held back
             prefix = self.blocks.find(sequence)
@@ -224,7 +164,7 @@ class Scheduler:
         self._append_chunk(draft, sequence)
         return True
 
-    def _admit(self, draft: _Draft) -> None:
+    def _admit(self, draft: Draft) -> None:
         while draft.budget > 0 and len(self.running) < self.config.max_num_seqs and (sequence := self.waiting.head):
             reserve = self._watermark if self.running else 0
             prefix = self.blocks.find(sequence)
@@ -245,7 +185,7 @@ class Scheduler:
                 self._begin(draft, sequence, prefix)
                 self._append_chunk(draft, sequence)
 
-    def _begin(self, draft: _Draft, sequence: Sequence, prefix: CachedPrefix) -> None:
+    def _begin(self, draft: Draft, sequence: Sequence, prefix: CachedPrefix) -> None:
         # All blocks of the tokens known so far are taken at once: a half-begun prompt could deadlock others.
         draft.block_copies += self.blocks.begin(sequence, prefix)
         sequence.skip(prefix.num_tokens)
@@ -253,7 +193,7 @@ class Scheduler:
             assert sequence.slot is not None
             draft.slot_copies.append((prefix.snapshot.slot, sequence.slot))
 
-    def _append_chunk(self, draft: _Draft, sequence: Sequence) -> None:
+    def _append_chunk(self, draft: Draft, sequence: Sequence) -> None:
         start, num_tokens = sequence.num_computed_tokens, min(sequence.num_uncomputed_tokens, draft.budget)
         is_sampled = num_tokens == sequence.num_uncomputed_tokens
         self.blocks.reach(sequence, start + num_tokens)

@@ -10,9 +10,10 @@ from collections.abc import Sequence as SequenceOf
 from service.engine.block_manager import BlockManager
 from service.engine.engine import Engine
 from service.engine.request import Request, SamplingParams
-from service.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig, SchedulerOutput, StepOutput
+from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.sequence import Sequence
 from service.engine.short_term import ShortTermBlocks
+from service.engine.step import ScheduledSequence, SchedulerOutput, StepOutput
 
 VOCAB_SIZE = 50
 EOS = 0

@@ -11,8 +11,9 @@ import httpx
 from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine
 from service.engine.local_client import LocalEngineClient
-from service.engine.scheduler import Scheduler, SchedulerOutput, StepOutput
+from service.engine.scheduler import Scheduler
 from service.engine.stats import EngineInfo
+from service.engine.step import SchedulerOutput, StepOutput
 from service.gateway.settings import GatewaySettings
 from tests.engine.scripted import VOCAB_SIZE, ScriptedRunner, make_scheduler
 from tests.gateway.server import GatewayServer, served_model

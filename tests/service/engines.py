@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from service.config import EngineConfig
 from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine
-from service.engine.scheduler import SchedulerOutput, StepOutput
 from service.engine.stats import EngineInfo
+from service.engine.step import SchedulerOutput, StepOutput
 from service.errors import NoMemoryError
 from tests.engine.scripted import VOCAB_SIZE, ScriptedRunner, make_scheduler
 

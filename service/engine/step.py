@@ -1,0 +1,71 @@
+"""What one engine step is to do, and what came of it: all that scheduler and runner tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from service.engine.prefix_cache import StateSnapshot
+from service.engine.request import TokenLogprob
+from service.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """Tokens [start, start + num_tokens) of `sequence`; `is_sampled` when the last known token is among them.
+
+    `snapshots` are states on the way that are to be kept.
+    """
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    is_sampled: bool
+    snapshots: tuple[StateSnapshot, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """The plan of one step, at most `max_num_batched_tokens` tokens, each sequence at most once.
+
+    Before anything else, blocks and state slots are copied (from, to); all are read before any is written.
+    """
+
+    scheduled: tuple[ScheduledSequence, ...]
+    block_copies: tuple[tuple[int, int], ...] = ()
+    slot_copies: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(item.num_tokens for item in self.scheduled)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What executing a plan gave, by index into `scheduled`.
+
+    `token_ids` are the sampled tokens, None where none was; `logprobs` and `prompt_logprobs` are there where asked for,
+    the latter for the prompt tokens that this step's tokens predicted. With its token, a text in `complete` is all that
+    its grammar allows; for one in `failures` nothing could be drawn, for the reason given.
+    """
+
+    token_ids: SequenceOf[int | None]
+    logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
+    complete: AbstractSet[int] = frozenset()
+    failures: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making, and how many more tokens it may have."""
+
+    budget: int
+    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    block_copies: list[tuple[int, int]] = field(default_factory=list)
+    slot_copies: list[tuple[int, int]] = field(default_factory=list)
+
+    def finish(self) -> SchedulerOutput:
+        return SchedulerOutput(tuple(self.scheduled), tuple(self.block_copies), tuple(self.slot_copies))
