@@ -30,6 +30,8 @@ TOKENS = tuple(float(2**power) for power in range(16))
 
 # Refusals that say something of the server, not of the request: there from the start, so that a rate finds a zero.
 REFUSALS = ("overloaded", "draining", "engine_dead", "internal_error")
+# A client's own excess, not a failing of the server.
+_LIMITED = ("rate_limit_exceeded",)
 _FINISHES = ("stop", "length", "deadline", "abort", "error")
 
 
@@ -79,6 +81,7 @@ class GatewayMetrics:
         self.registry = CollectorRegistry()
         self._declare_http()
         self._declare_requests()
+        self._declare_keys()
         self._declare_latencies()
         self._declare_phases()
         self._start_up = Gauge(
@@ -105,13 +108,17 @@ class GatewayMetrics:
         self._http_requests.labels(method, route, str(status)).inc()
         self._http_duration.labels(method, route).observe(duration_s)
 
-    def rejected(self, reason: str) -> None:
-        """A completion was refused before it began; `reason` is the error's code."""
+    def rejected(self, reason: str, key: str = "") -> None:
+        """A completion was refused before it began; `reason` is the error's code, `key` the id of its API key."""
         self._rejected.labels(reason).inc()
+        self._key_rejected.labels(key).inc()
 
-    def finished(self, reason: str, num_prompt_tokens: int, num_tokens: int, phases: Phases) -> None:
-        """A request has ended, `reason` being a finish reason."""
+    def finished(self, reason: str, num_prompt_tokens: int, num_tokens: int, phases: Phases, key: str = "") -> None:
+        """A request has ended, `reason` being a finish reason and `key` the id of its API key."""
         self._success.labels(reason).inc()
+        self._key_requests.labels(key).inc()
+        self._key_prompt_tokens.labels(key).inc(num_prompt_tokens)
+        self._key_generation_tokens.labels(key).inc(num_tokens)
         self._prompt_length.observe(num_prompt_tokens)
         self._generation_length.observe(num_tokens)
         self._e2e.observe(phases.total)
@@ -138,7 +145,7 @@ class GatewayMetrics:
             ["reason"],
             registry=self.registry,
         )
-        for reason in REFUSALS:
+        for reason in (*REFUSALS, *_LIMITED):
             self._rejected.labels(reason)
 
     def _declare_requests(self) -> None:
@@ -155,6 +162,14 @@ class GatewayMetrics:
             self._success.labels(reason)
         self._prompt_length = self._histogram("request_prompt_tokens", "Prompt length.", buckets=TOKENS)
         self._generation_length = self._histogram("request_generation_tokens", "Tokens generated.", buckets=TOKENS)
+
+    def _declare_keys(self) -> None:
+        self._key_requests = self._counter("key_requests", "Requests that ended, by API key.", ["key"])
+        self._key_prompt_tokens = self._counter("key_prompt_tokens", "Their prompt tokens, by API key.", ["key"])
+        self._key_generation_tokens = self._counter("key_generation_tokens", "Their new tokens, by API key.", ["key"])
+        self._key_rejected = self._counter("key_rejected", "Completions refused, by API key.", ["key"])
+        for counter in (self._key_requests, self._key_prompt_tokens, self._key_generation_tokens, self._key_rejected):
+            counter.labels("")  # of requests without one
 
     def _declare_latencies(self) -> None:
         self.ttft = self._histogram("time_to_first_token_seconds", "From the HTTP request's head to the first token.")
@@ -184,8 +199,8 @@ class GatewayMetrics:
             "request_stream_time_seconds", "All other time: the way to the engine and back, and writing to the client."
         )
 
-    def _counter(self, name: str, documentation: str) -> Counter:
-        return Counter(PREFIX + name, documentation, registry=self.registry)
+    def _counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(PREFIX + name, documentation, labels, registry=self.registry)
 
     def _histogram(
         self, name: str, documentation: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS

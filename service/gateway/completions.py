@@ -53,7 +53,7 @@ class ClientGoneError(Exception):
 async def create_completion(request: Request) -> Response:
     """Continue one or several prompts."""
     gateway, exchange = gateway_of(request), exchange_of(request.scope)
-    with _count_rejection(gateway):
+    with _count_rejection(gateway, exchange):
         gateway.drain.check()
         body = await read_json_object(request, gateway.settings)
         exchange.rename(body.get("request_id"))
@@ -89,7 +89,7 @@ class CompletionResponse(Response):
         run = CompletionRun(plan, merge, gateway.served.tokenizer, gateway.metrics, self._exchange.started_s)
         with self._recorded(run):
             async with contextlib.AsyncExitStack() as stack:
-                with _count_rejection(gateway):
+                with _count_rejection(gateway, self._exchange):
                     stack.enter_context(gateway.drain.flight(merge.fail))
                     await stack.enter_async_context(merge)
                     await stack.enter_async_context(_watched(receive, merge.fail))
@@ -176,13 +176,13 @@ class CompletionResponse(Response):
 
 
 @contextlib.contextmanager
-def _count_rejection(gateway: Gateway) -> Iterator[None]:
+def _count_rejection(gateway: Gateway, exchange: Exchange) -> Iterator[None]:
     try:
         yield
     except (ClientGoneError, ClientDisconnect):
         raise
     except Exception as error:
-        gateway.metrics.rejected(to_api_error(error).code)
+        gateway.metrics.rejected(to_api_error(error).code, exchange.key.id if exchange.key else "")
         raise
 
 

@@ -179,9 +179,9 @@ class CompletionRun:
 
     def _count(self, choice: Choice, reason: FinishReason) -> None:
         progress = self._progress[choice.index]
-        num_prompt_tokens = len(self._plan.requests[choice.index].prompt_token_ids)
+        request = self._plan.requests[choice.index]
         phases = self._phases(progress, time.perf_counter())
-        self._metrics.finished(reason, num_prompt_tokens, choice.num_tokens, phases)
+        self._metrics.finished(reason, len(request.prompt_token_ids), choice.num_tokens, phases, request.key_id)
         if progress.first_s is not None and choice.num_tokens > 1:
             self._metrics.tpot.observe((progress.last_s - progress.first_s) / (choice.num_tokens - 1))
 
