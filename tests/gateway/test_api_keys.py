@@ -168,10 +168,17 @@ def test_without_a_key_nothing_but_the_probes_answers(guarded_client: httpx.Clie
         assert answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", "/", "/static/playground.js"])
-def test_probes_and_the_page_need_no_key(guarded_client: httpx.Client, path: str) -> None:
+@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", "/", "/dashboard", "/static/playground.js"])
+def test_probes_and_the_pages_need_no_key(guarded_client: httpx.Client, path: str) -> None:
     assert guarded_client.get(path).status_code == 200
     assert guarded_client.get(path, headers=bearer("wrong")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/dashboard/data", "/debug/requests", "/debug/timeline"])
+def test_looking_into_the_server_is_for_admins(guarded_client: httpx.Client, path: str) -> None:
+    assert guarded_client.get(path).status_code == 401
+    assert guarded_client.get(path, headers=bearer(ALICE)).status_code == 403
+    assert guarded_client.get(path, headers=bearer(ADMIN)).status_code == 200
 
 
 def test_metrics_are_for_admins(guarded_client: httpx.Client, engine: FakeEngine, tokenizer: Tokenizer) -> None:
