@@ -41,6 +41,7 @@ _LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(?://|#)[^\n]*')
 _REFUSED_OPTION = re.compile(r"\[[^\]]*\b(temperature|stop)\b")
 _GBNF = re.compile(r"^\s*root\s*::=", re.MULTILINE)
 _PLACE = re.compile(r"^(?:at )?(\d+)\(\d+\): ")
+_REGEX_ERROR = re.compile(r"^regex parse error: .* error: ")
 _PREFIX = re.compile(r"^(failed to compile JSON schema|invalid regex .*? \(in regex\)): ", re.DOTALL)
 
 
@@ -195,5 +196,7 @@ def _explain(error: str) -> str:
     first = re.split(r"\n +\d+ \| ", error)[0].removesuffix("<non-verbose/>")
     place = _PLACE.match(first)
     text = " ".join(_PREFIX.sub("", first[place.end() if place else 0 :]).split())
-    text = text.replace("Unimplemented keys:", "these keywords are not supported:")
+    text = _REGEX_ERROR.sub("not a regular expression: ", text).replace(
+        "Unimplemented keys:", "these keywords are not supported:"
+    )
     return f"line {place[1]}: {text}" if place and int(place[1]) > 1 else text

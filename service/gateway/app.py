@@ -21,6 +21,7 @@ from service.gateway.client import EngineClient
 from service.gateway.drain import Drain
 from service.gateway.errors import ApiError, to_api_error
 from service.gateway.gateway import Gateway
+from service.gateway.grammar_check import GrammarChecker
 from service.gateway.history import History
 from service.gateway.observer import Observer
 from service.gateway.pages import pages_router
@@ -60,8 +61,9 @@ def create_app(
         title="Tessera", version=version, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_sampled
     )
     limiter = RateLimiter(settings.requests_per_minute, settings.tokens_per_minute)
+    grammars = GrammarChecker(served.written_tokens)
     app.state.gateway = Gateway(
-        engine, served, settings, metrics, drain, limiter, peers or NoPeers(), History(), version
+        engine, served, settings, metrics, drain, limiter, grammars, peers or NoPeers(), History(), version
     )
     app.state.drain = drain
     for kind in (ApiError, EngineError, HTTPException):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
@@ -22,6 +24,7 @@ from service.gateway.choice import Delta
 from service.gateway.errors import DrainingError, to_api_error
 from service.gateway.exchange import Exchange, exchange_of
 from service.gateway.gateway import Gateway, gateway_of
+from service.gateway.grammar_fields import AskedGrammar
 from service.gateway.heartbeat import Heartbeat
 from service.gateway.merge import OutputMerge
 from service.gateway.openapi import BODY_ERRORS, errors, json_body
@@ -60,11 +63,31 @@ async def create_completion(request: Request) -> Response:
         params = parse_completion(body)
         plan = await make_plan(params, gateway.served, gateway.settings, exchange.request_id, exchange.started_s)
         plan, reservation = claim(plan, exchange.key, gateway.served.info, gateway.limiter)
+        if plan.asked_grammar is not None:
+            plan = await _with_checked_grammar(plan, plan.asked_grammar, gateway, exchange, reservation)
     exchange.headers |= reservation.headers()
     exchange.fields |= {"model": plan.model, "stream": plan.is_stream, "seed": plan.seed}
     if params.user is not None:
         exchange.fields["user"] = params.user
     return CompletionResponse(gateway, plan, exchange, reservation)
+
+
+async def _with_checked_grammar(
+    plan: CompletionPlan, asked: AskedGrammar, gateway: Gateway, exchange: Exchange, reservation: Reservation
+) -> CompletionPlan:
+    """`plan` with the time left that this took. Raises ApiError; the request then counts, its tokens do not.
+
+    It comes last before the engine, because it costs time.
+    """
+    started_s = time.perf_counter()
+    try:
+        await gateway.grammars.check(asked)
+    except BaseException:
+        reservation.settle(0)
+        raise
+    elapsed_s = time.perf_counter() - started_s
+    exchange.fields["grammar_ms"] = round(elapsed_s * 1000, 1)
+    return replace(plan, requests=tuple(request.later(elapsed_s) for request in plan.requests))
 
 
 class CompletionResponse(Response):

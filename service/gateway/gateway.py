@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from service.gateway.client import EngineClient
 from service.gateway.drain import Drain
+from service.gateway.grammar_check import GrammarChecker
 from service.gateway.peers import Peers
 from service.gateway.rate_limit import RateLimiter
 from service.gateway.served_model import ServedModel
@@ -29,6 +30,7 @@ class Gateway:
     metrics: GatewayMetrics
     drain: Drain
     limiter: RateLimiter
+    grammars: GrammarChecker
     peers: Peers
     history: History
     version: str

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from service.engine.request import Request
 from service.gateway.bounds import check_bounds, check_told
 from service.gateway.errors import ApiError, BadRequestError
-from service.gateway.prompts import Room, TokenIds, resolve_prompts
+from service.gateway.grammar_fields import AskedGrammar, asked_grammar
+from service.gateway.prompts import Room, TokenIds, require_tokenizer, resolve_prompts
 from service.gateway.sampling import sampling_params
 from service.gateway.schema import CompletionRequest
 from service.gateway.served_model import ServedModel
@@ -29,7 +30,8 @@ _RANDOM_SEED = -1
 class CompletionPlan:
     """One accepted request. `requests` are its choices in the order of their indices; `created` is a Unix time.
 
-    Each run of `num_choices` of them continues one prompt.
+    Each run of `num_choices` of them continues one prompt. `asked_grammar` is in their parameters, and still to be
+    checked.
     """
 
     request_id: str
@@ -44,6 +46,7 @@ class CompletionPlan:
     is_stream: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
+    asked_grammar: AskedGrammar | None = None
 
 
 async def make_plan(
@@ -52,6 +55,9 @@ async def make_plan(
     """Raises ApiError for what this server cannot do. `arrived_s` is on the clock of `time.perf_counter`."""
     model = resolve_model(params.model, served)
     check_bounds(params, served, settings)
+    asked = asked_grammar(params, settings)
+    if asked is not None:
+        require_tokenizer(served, asked.param)
     prompts = await resolve_prompts(params.prompt, served, settings, _room(params, served.info.max_model_len))
     # More than the engine holds could never be accepted, however often the client came back.
     max_choices = min(settings.max_choices, served.info.max_num_requests)
@@ -61,11 +67,12 @@ async def make_plan(
     seed = secrets.randbelow(_MAX_DRAWN_SEED) if params.seed in (None, _RANDOM_SEED) else params.seed
     assert seed is not None
     options = params.stream_options
+    requests = await _engine_requests(params, prompts, seed, served, settings, request_id, arrived_s)
     return CompletionPlan(
         request_id=request_id,
         created=int(time.time()),
         model=model,
-        requests=await _engine_requests(params, prompts, seed, served, settings, request_id, arrived_s),
+        requests=requests if asked is None else _held_to(asked, requests),
         num_choices=params.n,
         num_prompt_tokens=sum(map(len, prompts)),
         seed=seed,
@@ -74,7 +81,12 @@ async def make_plan(
         is_stream=params.stream,
         include_usage=options is not None and options.include_usage,
         continuous_usage=options is not None and options.continuous_usage_stats,
+        asked_grammar=asked,
     )
+
+
+def _held_to(asked: AskedGrammar, requests: Sequence[Request]) -> tuple[Request, ...]:
+    return tuple(replace(r, sampling=replace(r.sampling, grammar=asked.grammar)) for r in requests)
 
 
 def _shape(params: CompletionRequest) -> AnswerShape:

@@ -31,6 +31,7 @@ _PROMPT: JsonSchemaValue = {
         {"type": "array", "items": _TOKEN_IDS, "minItems": 1},
     ]
 }
+_SCHEMA: JsonSchemaValue = {"anyOf": [{"type": "object"}, {"type": "string"}]}
 _STOP: JsonSchemaValue = {
     "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}]
 }
@@ -52,7 +53,7 @@ class StrictModel(BaseModel):
         described = handler.resolve_ref_schema(handler(schema))
         for name, field in cls.model_fields.items():
             if not field.is_required():
-                _allow_null(described["properties"][name])
+                _allow_null(described["properties"][field.alias or name])
         return described
 
 
@@ -68,6 +69,35 @@ def _allow_null(described: JsonSchemaValue) -> None:
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+class JsonSchemaFormat(StrictModel):
+    """A JSON schema as OpenAI's clients wrap it. Its name and description are for people."""
+
+    name: str | None = Field(None, description="No effect.")
+    description: str | None = Field(None, description="No effect.")
+    schema_: dict[str, Any] = Field(alias="schema", description="The JSON schema.")
+    strict: bool = Field(True, description="No effect: the schema is always followed.")
+
+
+class ResponseFormat(StrictModel):
+    """What the text is to be."""
+
+    type: Literal["text", "json_object", "json_schema"] = Field(description="`text` asks for nothing.")
+    json_schema: JsonSchemaFormat | None = Field(None, description="With the type of the same name.")
+
+
+class StructuredOutputs(StrictModel):
+    """What the text is to be: exactly one of `json`, `regex`, `choice`, `grammar` and `json_object`."""
+
+    json_: Annotated[Any, WithJsonSchema(_SCHEMA)] = Field(
+        None, alias="json", description="A JSON schema, or the text of one."
+    )
+    regex: str | None = Field(None, description="A regular expression for the whole text.")
+    choice: list[str] | None = Field(None, description="The text is one of these.")
+    grammar: str | None = Field(None, description="A context-free grammar, in Lark's notation or in GBNF.")
+    json_object: bool = Field(False, description="The text is some JSON object.")
+    disable_any_whitespace: bool = Field(False, description="No effect: there is none between the tokens of JSON.")
 
 
 class StreamOptions(StrictModel):
@@ -158,6 +188,14 @@ class CompletionRequest(StrictModel):
     add_special_tokens: bool = Field(True, description="No effect: the tokenizers served here add none.")
     stream: bool = Field(False, description="Send text as server-sent events while it is generated.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
+    response_format: ResponseFormat | None = Field(None, description="Hold the text to JSON.")
+    structured_outputs: StructuredOutputs | None = Field(None, description="Hold the text to a rule.")
+    guided_json: Annotated[Any, WithJsonSchema(_SCHEMA)] = Field(None, description="As `structured_outputs.json`.")
+    guided_regex: str | None = Field(None, description="As `structured_outputs.regex`.")
+    guided_choice: list[str] | None = Field(None, description="As `structured_outputs.choice`.")
+    guided_grammar: str | None = Field(None, description="As `structured_outputs.grammar`.")
+    grammar: str | None = Field(None, description="As `structured_outputs.grammar`; empty asks for nothing.")
+    json_schema: dict[str, Any] | None = Field(None, description="As `structured_outputs.json`.")
     user: str | None = Field(None, description="A tag for the access log.")
     request_id: str | None = Field(
         None, pattern=REQUEST_ID, description="The `id` of the answer, in place of the X-Request-Id header's."

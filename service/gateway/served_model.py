@@ -42,6 +42,11 @@ class ServedModel:
         known = self.info.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
         return min(known, self.info.vocab_size)
 
+    def written_tokens(self) -> list[bytes]:
+        """The bytes of every id that may be generated; none for a marker, nor where there is no tokenizer."""
+        tokenizer = self.tokenizer
+        return [tokenizer.token_bytes(token_id) if tokenizer else b"" for token_id in range(self.num_written_ids)]
+
     @cached_property
     def longest_token(self) -> int:
         """Bytes of the longest token: a text of n bytes has at least n / longest_token tokens."""

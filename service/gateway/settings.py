@@ -35,6 +35,10 @@ class GatewaySettings:
     max_allowed_token_ids: int = 1024
     max_bad_words: int = 64
     max_bad_word_bytes: int = 64
+    max_grammar_bytes: int = 65_536
+    max_schema_depth: int = 64
+    max_regex_chars: int = 4096
+    max_choice_texts: int = 1024
     max_timeout_s: float = 3600
     threaded_chars: int = 16_384
     health_timeout_s: float = 2.0

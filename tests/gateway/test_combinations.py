@@ -44,6 +44,11 @@ CHOICES: Json = {
     "logprob_token_ids": [[5, 11, 5]],
     "return_token_ids": [True],
     "return_tokens_as_token_ids": [True],
+    "structured_outputs": [
+        {"regex": "[a-z ]{5,40}[.!]?"},
+        {"choice": ["🦊", "the 🦊", "El", "Él"]},
+        {"json": {"type": "array", "items": {"type": "string"}, "maxItems": 3}},
+    ],
     "truncate_prompt_tokens": [2],
     "truncation_side": ["right"],
     "seed": [1, 2**60],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -239,6 +240,33 @@ ROWS: dict[str, Row] = {
     "add_special_tokens": Row(False, lambda got, plain: text(got) == text(plain), "no", "must be true or false"),
     "stream": Row(False, lambda got, plain: text(got) == text(plain), 1, "must be true or false, got 1"),
     "stream_options": Row(None, lambda got, plain: text(got) == text(plain), {}, "needs 'stream' to be true"),
+    "response_format": Row(
+        {"type": "json_schema", "json_schema": {"name": "b", "schema": {"type": "boolean"}}},
+        lambda got, plain: text(got) in ("true", "false") and end(got) == ("stop", None),
+        {"type": "json"},
+        "must be 'text', 'json_object' or 'json_schema'",
+        name="response_format.type",
+    ),
+    "structured_outputs": Row(
+        {"regex": "[0-9]{3}"},
+        lambda got, plain: re.fullmatch("[0-9]{3}", text(got)) is not None,
+        {},
+        "must have one of 'json', 'regex', 'choice', 'grammar' and 'json_object'",
+    ),
+    "guided_json": Row(
+        {"enum": [1, None]}, lambda got, plain: text(got) in ("1", "null"), 5, "must be a JSON schema, an object"
+    ),
+    "guided_regex": Row("a+b", lambda got, plain: set(text(got)) <= {"a", "b"}, 5, "must be a string, got 5"),
+    "guided_choice": Row(
+        ["yes", "no"], lambda got, plain: text(got) in ("yes", "no"), [], "must not be empty, nor may any of its texts"
+    ),
+    "guided_grammar": Row(
+        'start: "a" | "(" start ")"', lambda got, plain: set(text(got)) <= {"a", "(", ")"}, 5, "must be a string, got 5"
+    ),
+    "grammar": Row(
+        'root ::= "x" | "y" root', lambda got, plain: set(text(got)) <= {"x", "y"}, 5, "must be a string, got 5"
+    ),
+    "json_schema": Row({"const": 7}, lambda got, plain: text(got) == "7", "{}", "must be an object"),
     "user": Row("me", lambda got, plain: text(got) == text(plain), 5, "must be a string, got 5"),
     "request_id": Row(
         "my-own-1",

@@ -1,0 +1,146 @@
+"""Whether a grammar can be followed, found out in a process of its own before a request is accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+
+import orjson
+
+from service.engine.grammar import Grammar
+from service.gateway.errors import ApiError, BadRequestError
+from service.gateway.grammar_fields import AskedGrammar
+
+# On a machine with more to do than it has processors, the two seconds of the worker's own time take longer.
+_TIMEOUT_S = 20.0
+_MAX_REMEMBERED = 256
+_MAX_WAITING = 32
+_ENDINGS: Mapping[int, str] = {
+    signal.SIGABRT: "it takes too much memory",
+    signal.SIGSEGV: "it is nested too deeply",
+}
+
+
+class GrammarChecker:
+    """Asks one worker, which is started when the first grammar comes and again whenever one has killed it.
+
+    Verdicts are remembered, so a grammar that is sent again costs nothing.
+    """
+
+    def __init__(self, read_tokens: Callable[[], Sequence[bytes]]) -> None:
+        """`read_tokens` gives the bytes of every id that may be generated; see `GrammarCompiler`."""
+        self._read_tokens = read_tokens
+        self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
+        self._worker: _Worker | None = None
+        self._lock = threading.Lock()
+        self._num_waiting = 0
+
+    async def check(self, asked: AskedGrammar) -> None:
+        """Raises BadRequestError naming the parameter, or ApiError 503 where too many others wait to be checked."""
+        param, grammar = asked
+        key = hashlib.blake2b(f"{grammar.kind}:{grammar.source}".encode()).digest()
+        if key not in self._verdicts:
+            await self._find_out(key, grammar)
+        fault = self._verdicts[key]
+        self._verdicts.move_to_end(key)
+        if fault is not None:
+            raise BadRequestError(f"'{param}' cannot be followed: {fault}", param=param, code="invalid_grammar")
+
+    async def _find_out(self, key: bytes, grammar: Grammar) -> None:
+        if self._num_waiting >= _MAX_WAITING:
+            message = f"{_MAX_WAITING} other grammars wait to be compiled"
+            raise ApiError(503, message, code="overloaded", headers={"Retry-After": "1"})
+        self._num_waiting += 1
+        try:
+            fault = await asyncio.to_thread(self._ask, grammar)
+        finally:
+            self._num_waiting -= 1
+        self._verdicts[key] = fault
+        while len(self._verdicts) > _MAX_REMEMBERED:
+            self._verdicts.popitem(last=False)
+
+    def _ask(self, grammar: Grammar) -> str | None:
+        with self._lock:
+            if self._worker is None:
+                self._worker = _Worker(self._read_tokens())
+            try:
+                return self._worker.ask(grammar)
+            except _WorkerDiedError as death:
+                self._worker = None
+                return str(death)
+
+
+class _WorkerDiedError(Exception):
+    """The worker did not survive a grammar; the message says what that tells of the grammar."""
+
+
+class _Worker:
+    """The process, and a line to it. For one thread at a time. It ends with this object."""
+
+    def __init__(self, vocabulary: Sequence[bytes]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "service.gateway.grammar_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            # It needs to find this package, and none of the secrets that an environment may hold.
+            env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        weakref.finalize(self, _end, self._process)
+        self._send([token.decode("latin-1") for token in vocabulary])
+
+    def ask(self, grammar: Grammar) -> str | None:
+        """What is wrong with `grammar`. Raises _WorkerDiedError."""
+        self._send([grammar.kind, grammar.source])
+        line = self._read_line()
+        if line is None:
+            raise _WorkerDiedError(self._find_cause())
+        answer = orjson.loads(line)
+        return None if answer is None else str(answer)
+
+    def _find_cause(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        _end(self._process)
+        return _ENDINGS.get(-self._process.returncode, "it takes too long to compile")
+
+    def _send(self, message: Sequence[str]) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # The silence that follows will tell.
+            self._process.stdin.write(orjson.dumps(message) + b"\n")
+            self._process.stdin.flush()
+
+    def _read_line(self) -> bytes | None:
+        """None where the worker has ended, or is silent for too long."""
+        assert self._process.stdout is not None
+        descriptor, deadline_s, line = self._process.stdout.fileno(), time.monotonic() + _TIMEOUT_S, b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(deadline_s - time.monotonic(), 0)):
+                    return None
+                piece = os.read(descriptor, 65_536)
+                if not piece:
+                    return None
+                line += piece
+        return line
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        assert stream is not None
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
