@@ -112,6 +112,8 @@ def _help(name: str) -> str:
 def _merge(ctx: typer.Context, given: dict[str, Any], config: Path | None) -> ServeSettings:
     given = {name: value for name, value in given.items() if value is not None}
     origins = {name: flag(name) if _is_typed(ctx, name) else env_name(name) for name in given}
+    if _is_typed(ctx, "api_key"):
+        _hide_api_key(given["api_key"])
     # What is read here no child inherits, a Ray worker least of all.
     os.environ.pop(env_name("api_key"), None)
     settings = load_settings(given, origins, config)
@@ -120,6 +122,24 @@ def _merge(ctx: typer.Context, given: dict[str, Any], config: Path | None) -> Se
     for variable in unknown_variables(os.environ):
         _say(f"{variable} is ignored: there is no such option")
     return settings
+
+
+def _hide_api_key(value: str) -> None:
+    """Starts this program anew with the key in its environment: a command line can be read by everybody, and Ray does.
+
+    Does nothing where the process was started by another program, which uses this as a library.
+    """
+    program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    if [*program, *sys.argv[1:]] != sys.orig_argv:
+        return
+    rest, words = list[str](), iter(sys.argv[1:])
+    for word in words:
+        if word == flag("api_key"):
+            next(words)
+        elif not word.startswith(flag("api_key") + "="):
+            rest.append(word)
+    os.environ[env_name("api_key")] = value
+    os.execv(sys.executable, [*program, *rest])  # noqa: S606 - ourselves
 
 
 def _is_typed(ctx: typer.Context, name: str) -> bool:

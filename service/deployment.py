@@ -42,6 +42,7 @@ _NOT_IN_A_CLUSTER = {
     "ssl_certfile",
     "ssl_keyfile",
     "trusted_proxies",
+    "drain_delay",
 }
 
 

@@ -69,6 +69,7 @@ async def serve_client(settings: ServeSettings, client: EngineClient, door: Fron
             app,
             door.sock,
             app.state.drain,
+            drain_delay_s=settings.drain_delay,
             drain_timeout_s=settings.drain_timeout,
             on_ready=on_ready,
             on_hangup=door.reload if door.has_files else None,

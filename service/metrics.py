@@ -152,6 +152,11 @@ class GatewayMetrics:
         self.in_flight = Gauge(
             PREFIX + "num_completions_in_flight", "Completions accepted and not yet answered.", registry=self.registry
         )
+        self.draining = Gauge(
+            PREFIX + "draining",
+            "Whether new completions are refused because this gateway ends.",
+            registry=self.registry,
+        )
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens received from the engine.")
         self.cancelled = self._counter("requests_cancelled", "Completions whose client went away.")

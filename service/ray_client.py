@@ -165,7 +165,7 @@ class RayEngineClient:
 
     async def _send(self, request: Request) -> tuple[_Call, str]:
         """Gets `request` accepted: its call, and the replica that has it. Raises EngineError."""
-        refusal: EngineError = EngineDeadError("the server is shutting down")
+        refusal: EngineError | None = None
         avoid = {link.replica for link in self._links.values() if not link.health.is_healthy}
         asked: set[str] = set()
         started_s = time.monotonic()
@@ -177,14 +177,14 @@ class RayEngineClient:
             assert isinstance(verdict, Verdict)
             if verdict.refusal is None:
                 return call, verdict.replica
-            refusal = verdict.refusal
+            refusal = _soonest(refusal, verdict.refusal)
             if isinstance(refusal, RequestRejectedError) or verdict.replica in asked:
                 break
-            if isinstance(refusal, StreamError):
+            if isinstance(verdict.refusal, StreamError):
                 await self._open_link(verdict.replica)
             else:
                 asked.add(verdict.replica)
-        raise refusal
+        raise refusal or EngineDeadError("the server is shutting down")
 
     async def _watch(self, call: _Call, flight: Flight) -> None:
         """Waits for the end of a request's call: whatever ended it, the reader gets its last output."""
@@ -225,11 +225,25 @@ class RayEngineClient:
             raise
         except TimeoutError as error:
             if (await self.health()).is_healthy:
-                raise EngineOverloadedError("every engine replica is busy") from error
+                raise EngineOverloadedError("every engine replica is busy", self._seconds_per_request) from error
             raise EngineDeadError("no engine replica is available") from error
         except Exception as error:
             _cancel(call)
-            raise _explained(error) from error
+            raise self._explained(error) from error
+
+    @property
+    def _seconds_per_request(self) -> float:
+        """How long it takes until a request has ended on any replica, as they measured."""
+        rates = [1 / max(link.pulse.stats.seconds_per_request, 1e-3) for link in self._links.values()]
+        return 1 / sum(rates) if rates else 1.0
+
+    def _explained(self, error: Exception) -> EngineError:
+        """What a failed call means for the request it was made for."""
+        if isinstance(error, BackPressureError):
+            message = "the server is full: too many requests wait for an engine replica"
+            return EngineOverloadedError(message, self._seconds_per_request)
+        logger.warning("a call to an engine replica failed: %s", _first_line(error))
+        return EngineDeadError("no engine replica could take the request")
 
     # Replicas
 
@@ -316,12 +330,11 @@ def _cancel(call: _Call) -> None:
     call.cancel()  # type: ignore[no-untyped-call]
 
 
-def _explained(error: Exception) -> EngineError:
-    """What a failed call means for the request it was made for."""
-    if isinstance(error, BackPressureError):
-        return EngineOverloadedError("the server is full: too many requests wait for an engine replica")
-    logger.warning("a call to an engine replica failed: %s", _first_line(error))
-    return EngineDeadError("no engine replica could take the request")
+def _soonest(first: EngineError | None, then: EngineError) -> EngineError:
+    """Of two replicas' refusals the one to pass on: a full replica's that has room first, else the later."""
+    if isinstance(first, EngineOverloadedError) and isinstance(then, EngineOverloadedError):
+        return min(first, then, key=lambda refusal: refusal.retry_after_s)
+    return then
 
 
 def _first_line(error: Exception) -> str:

@@ -168,6 +168,13 @@ class ServeSettings(EngineSettings):
         ge=0,
         allow_inf_nan=False,
     )
+    drain_delay: float = option(
+        0.0,
+        "Server",
+        "Seconds after SIGTERM or Ctrl-C in which requests are still taken, for load balancers to see red readiness.",
+        ge=0,
+        allow_inf_nan=False,
+    )
     drain_timeout: float = option(
         30.0,
         "Server",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 from fastapi import FastAPI, Request
 from starlette.datastructures import Headers
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.engine.errors import EngineError
 from service.gateway import completions, dashboard, debug, models, probes, tokenization
 from service.gateway.api_keys import KeyRing
-from service.gateway.auth import Authenticator
+from service.gateway.auth import Authenticator, is_open
 from service.gateway.client import EngineClient
 from service.gateway.drain import Drain
 from service.gateway.errors import ApiError, to_api_error
@@ -24,6 +25,7 @@ from service.gateway.gateway import Gateway
 from service.gateway.grammar_check import GrammarChecker
 from service.gateway.history import History
 from service.gateway.observer import Observer
+from service.gateway.openapi import describe_keys
 from service.gateway.pages import pages_router
 from service.gateway.peers import NoPeers, Peers
 from service.gateway.rate_limit import RateLimiter
@@ -55,6 +57,7 @@ def create_app(
     version = package_version()
     drain = Drain(settings.drain_retry_after_s, settings.drain_grace_s)
     metrics = GatewayMetrics(served.info, version, settings.name)
+    metrics.draining.set_function(lambda: drain.is_draining)
     metrics.in_flight.set_function(lambda: drain.num_in_flight)
     # The documentation pages would load scripts from elsewhere; the document itself stays.
     app = FastAPI(
@@ -73,6 +76,7 @@ def create_app(
         app.include_router(router)
     if keys is not None:
         app.add_middleware(Authenticator, keys=keys, has_public_metrics=settings.has_public_metrics)
+        describe_keys(app, partial(is_open, has_public_metrics=settings.has_public_metrics))
     app.add_middleware(Observer, metrics=metrics, slow_request_s=settings.slow_request_s)
     if settings.cors_origins:
         app.add_middleware(

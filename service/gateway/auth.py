@@ -18,13 +18,18 @@ METRICS_PATH = "/metrics"
 ADMIN_PATHS = frozenset({METRICS_PATH, "/dashboard/data", "/debug/requests", "/debug/timeline"})
 
 
+def is_open(path: str, *, has_public_metrics: bool) -> bool:
+    """Whether a path, below the root path, needs no key."""
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX) or (has_public_metrics and path == METRICS_PATH)
+
+
 class Authenticator:
     """ASGI middleware, to be put inside of `Observer`."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing, *, has_public_metrics: bool) -> None:
         self._app = app
         self._keys = keys
-        self._open = OPEN_PATHS | {METRICS_PATH} if has_public_metrics else OPEN_PATHS
+        self._has_public_metrics = has_public_metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -37,7 +42,7 @@ class Authenticator:
 
     def _check(self, scope: Scope) -> None:
         path = get_route_path(scope)
-        if path in self._open or path.startswith(OPEN_PREFIX):
+        if is_open(path, has_public_metrics=self._has_public_metrics):
             return
         exchange = exchange_of(scope)
         key = self._keys.find(_secret(scope))

@@ -12,16 +12,22 @@ from service.gateway.errors import DrainingError
 class Drain:
     """Counts the requests in flight and, once begun, refuses new ones.
 
-    A launcher calls `begin`, then `wait_idle`, then stops the server.
+    A launcher calls `announce`, may wait for load balancers to notice, calls `begin`, then `wait_idle`, and then stops
+    the server.
     """
 
     def __init__(self, retry_after_s: float, grace_s: float) -> None:
         self._retry_after_s = retry_after_s
         self._grace_s = grace_s
+        self._is_announced = False
         self._is_draining = False
         self._flights: dict[asyncio.Task[object], Callable[[Exception], None]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def is_announced(self) -> bool:
+        return self._is_announced
 
     @property
     def is_draining(self) -> bool:
@@ -31,9 +37,18 @@ class Drain:
     def num_in_flight(self) -> int:
         return len(self._flights)
 
+    def announce(self) -> None:
+        """From now on the server is not ready; it still takes completions."""
+        self._is_announced = True
+
     def begin(self) -> None:
         """From now on the server is not ready and takes no new completions; those in flight go on."""
-        self._is_draining = True
+        self._is_announced = self._is_draining = True
+
+    def check_ready(self) -> None:
+        """Raises DrainingError once the end has been announced."""
+        if self._is_announced:
+            raise DrainingError(self._retry_after_s)
 
     def check(self) -> None:
         """Raises DrainingError once draining has begun."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.gateway.drain import Drain
 from service.gateway.errors import ApiError
+
+logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_CONNECTIONS = 4096
@@ -173,6 +176,7 @@ async def serve(
     drain: Drain,
     *,
     drain_timeout_s: float,
+    drain_delay_s: float = 0.0,
     on_ready: Callable[[], None],
     on_drain: Callable[[], None],
     on_hangup: Callable[[], None] | None = None,
@@ -181,10 +185,11 @@ async def serve(
 ) -> int:
     """Serves `app` on `sock` until SIGINT or SIGTERM, then drains; a second signal cuts the draining short.
 
-    While draining, the socket stays open: new requests get the application's refusal and a load balancer reads red
-    readiness. SIGHUP calls `on_hangup`; without that it ends the process, as ever. `trusted_proxies` are the addresses
-    whose X-Forwarded-For and X-Forwarded-Proto are believed. Returns how many requests were ended before their time.
-    Raises OSError where `sock` cannot listen.
+    Readiness turns red first; for `drain_delay_s` more, new requests are taken, until load balancers have noticed. Then
+    they get the application's refusal, while those that run go on, for `drain_timeout_s` at most. SIGHUP calls
+    `on_hangup`; without that it ends the process, as ever. `trusted_proxies` are the addresses whose X-Forwarded-For
+    and X-Forwarded-Proto are believed. Returns how many requests were ended before their time. Raises OSError where
+    `sock` cannot listen.
     """
     server = _Server(_configure(app, tls, trusted_proxies))
     with ShutdownSignals(on_hangup) as signals:
@@ -195,14 +200,17 @@ async def serve(
             await _first_of(serving, signals.stop.wait())
         if not serving.done():
             on_drain()
-        num_cut = await _end_requests(drain, drain_timeout_s, signals.hurry)
+        num_cut = await _end_requests(drain, drain_delay_s, drain_timeout_s, signals.hurry)
         server.should_exit = True
         await serving
     return num_cut
 
 
-async def _end_requests(drain: Drain, timeout_s: float, hurry: asyncio.Event) -> int:
+async def _end_requests(drain: Drain, delay_s: float, timeout_s: float, hurry: asyncio.Event) -> int:
+    drain.announce()
+    await _first_of(asyncio.sleep(delay_s), hurry.wait())
     drain.begin()
+    logger.info("draining: %d requests are running and get %g s at most", drain.num_in_flight, timeout_s)
     idle = asyncio.create_task(drain.wait_idle(timeout_s))
     await _first_of(idle, hurry.wait())
     if idle.done():

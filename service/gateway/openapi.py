@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from service.gateway.answer_schema import ErrorResponse
@@ -34,6 +36,23 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that answers with these error statuses."""
     return {status: {"model": ErrorResponse, "description": _REASONS[status]} for status in statuses}
+
+
+def describe_keys(app: FastAPI, is_open: Callable[[str], bool]) -> None:
+    """Makes the document say that every path but those that are open wants a key."""
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        document = describe()
+        schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["ApiKey"] = {"type": "http", "scheme": "bearer"}
+        document["security"] = [{"ApiKey": []}]
+        for path, operations in document["paths"].items():
+            for operation in operations.values() if is_open(path) else ():
+                operation["security"] = []
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def _inline(node: Any, definitions: dict[str, Any]) -> Any:

@@ -34,7 +34,7 @@ async def livez() -> Response:
 async def readyz(request: Request) -> Response:
     """Whether to send requests here: the engine is well and the server is not going away."""
     gateway = gateway_of(request)
-    gateway.drain.check()
+    gateway.drain.check_ready()
     _require_healthy(await _health(gateway))
     return json_response(ProbeResponse(status="ok"))
 

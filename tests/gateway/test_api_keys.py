@@ -140,6 +140,19 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
+def test_the_document_says_what_needs_a_key(guarded: GatewayServer, guarded_client: httpx.Client) -> None:
+    """And every route that is not said to be open asks for one."""
+    document = guarded_client.get("/openapi.json", headers=bearer(ALICE)).json()
+    assert document["components"]["securitySchemes"]["ApiKey"] == {"type": "http", "scheme": "bearer"}
+    assert document["security"] == [{"ApiKey": []}]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            is_open = operation.get("security") == []
+            assert is_open == (path in ("/health", "/livez", "/readyz"))
+            assert is_open or "401" in operation["responses"], (method, path)
+            assert is_open == (guarded_client.request(method, path).status_code != 401)
+
+
 def test_the_official_client_is_let_in_with_its_key(guarded: GatewayServer) -> None:
     with openai.OpenAI(base_url=guarded.url + "/v1", api_key=ALICE, max_retries=0) as client:
         assert client.completions.create(model="mosaic", prompt="x").choices[0].finish_reason == "length"

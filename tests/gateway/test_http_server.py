@@ -15,7 +15,7 @@ import pytest
 from service.gateway import http_server
 from service.gateway.address import TcpAddress
 from service.gateway.drain import Drain
-from service.gateway.errors import ApiError
+from service.gateway.errors import ApiError, DrainingError
 
 
 class SlowApp:
@@ -54,7 +54,7 @@ class SlowApp:
 class Running:
     """A server on this loop, and what it has said."""
 
-    def __init__(self, drain_timeout_s: float = 5.0) -> None:
+    def __init__(self, drain_timeout_s: float = 5.0, drain_delay_s: float = 0.0) -> None:
         drain = Drain(retry_after_s=1.0, grace_s=0.5)
         self.app = SlowApp(drain)
         self.sock = TcpAddress("127.0.0.1", 0).bind()
@@ -67,6 +67,7 @@ class Running:
                 self.sock,
                 drain,
                 drain_timeout_s=drain_timeout_s,
+                drain_delay_s=drain_delay_s,
                 on_ready=self.is_ready.set,
                 on_drain=self.is_draining.set,
             )
@@ -100,8 +101,8 @@ def error_of(data: bytes) -> tuple[int, dict[str, object]]:
 
 
 @contextlib.asynccontextmanager
-async def running(drain_timeout_s: float = 5.0) -> AsyncIterator[Running]:
-    server = Running(drain_timeout_s)
+async def running(drain_timeout_s: float = 5.0, drain_delay_s: float = 0.0) -> AsyncIterator[Running]:
+    server = Running(drain_timeout_s, drain_delay_s)
     async with asyncio.timeout(5):
         await server.is_ready.wait()
     yield server
@@ -223,6 +224,23 @@ async def test_draining_ends_in_time() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert await answer == b"failed"
         assert await server.task == 1
+
+
+async def test_readiness_turns_red_before_requests_are_refused() -> None:
+    async with running(drain_delay_s=60) as server:
+        drain = server.app.drain
+        drain.check_ready()
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(5):
+            await server.is_draining.wait()
+        while not drain.is_announced:
+            await asyncio.sleep(0.001)
+        with pytest.raises(DrainingError):
+            drain.check_ready()
+        drain.check()
+        assert await server.ask("/fast") == b"fast"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await server.task == 0
 
 
 async def test_signals_have_their_old_meaning_afterwards() -> None:

@@ -14,7 +14,13 @@ import pytest
 import pytest_asyncio
 
 from service.config import EngineConfig
-from service.engine.errors import EngineError, EngineOverloadedError, RequestRejectedError
+from service.engine.errors import (
+    EngineDeadError,
+    EngineError,
+    EngineOverloadedError,
+    KeyOverloadedError,
+    RequestRejectedError,
+)
 from service.engine.request import FinishReason, Request
 from service.ray_cluster import RayCluster
 from tests.engine.scripted import continuation, make_request
@@ -233,3 +239,13 @@ async def test_info_and_health(client: RayEngineClient) -> None:
     assert (await client.info()).max_model_len == MAX_MODEL_LEN
     health = await client.health()
     assert health.is_healthy
+
+
+async def test_of_all_refusals_the_one_that_ends_first_is_passed_on() -> None:
+    from service.ray_client import _soonest
+
+    late, soon, dead = EngineOverloadedError("a", 9.0), KeyOverloadedError("b", 2.0), EngineDeadError("c")
+    assert _soonest(None, late) is late
+    assert _soonest(late, soon) is _soonest(soon, late) is soon
+    assert _soonest(late, dead) is dead
+    assert _soonest(dead, late) is late

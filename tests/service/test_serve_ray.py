@@ -151,6 +151,12 @@ def test_a_signal_lets_a_stream_end_and_leaves_nothing_behind(
     assert "Traceback" not in server.output
 
 
+def _knows(pid: int, secret: str) -> bool:
+    """Whether a process was started with a secret in its environment or on its command line."""
+    files = [Path(f"/proc/{pid}/{name}") for name in ("environ", "cmdline")]
+    return any(secret.encode() in file.read_bytes() for file in files)
+
+
 def start() -> tuple[subprocess.Popen[bytes], Path]:
     """A launcher that has begun to start Ray, and its directory."""
     command = [sys.executable, "-m", "service", "serve", "--port", "0"]
@@ -173,10 +179,19 @@ def test_a_signal_during_start_up_leaves_nothing_behind() -> None:
 
 
 def test_a_killed_launcher_takes_its_replicas_with_it_and_the_next_one_cleans_up() -> None:
-    with ServerProcess("--threads", "1") as server:
+    secret = "sk-0123456789"
+    options = ("--threads", "1", "--log-format", "json", "--api-key", secret)
+    with ServerProcess(*options, timeout_s=120) as server:
         directory = run_directory(server.process.pid)
         assert directory is not None
         processes = processes_of(directory)
+        assert httpx.get(server.url + "/v1/models", timeout=10).status_code == 401
+        models = httpx.get(server.url + "/v1/models", headers={"Authorization": f"Bearer {secret}"}, timeout=10)
+        assert models.status_code == 200
+        keepers = {pid for pid in processes if pid != server.process.pid and _knows(pid, secret)}
+        assert not keepers, "a process of Ray's has been told an API key"
+        assert not any(secret in path.read_text(errors="replace") for path in directory.rglob("*") if path.is_file())
+        assert all(json.loads(line) for line in server.output.splitlines())
         replicas = [pid for pid, title in processes.items() if "ServeReplica" in title]
         assert replicas
         server.signal(signal.SIGKILL)
