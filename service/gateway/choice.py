@@ -101,7 +101,7 @@ class Choice:
         # Token by token, because the one that completes a stop string is the last that counts.
         shown = self._text_ids(output)
         scores = output.logprobs if self._track is not None else (None,) * len(output.new_token_ids)
-        for token_id, score in zip(shown, scores, strict=False):
+        for token_id, score in zip(shown, scores[: len(shown)], strict=True):
             self._count(token_id)
             if self._let_through(self._read(token_id, score)):
                 return

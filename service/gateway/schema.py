@@ -65,6 +65,8 @@ def _allow_null(described: JsonSchemaValue) -> None:
             described["anyOf"] = [*described["anyOf"], {"type": "null"}]
     else:
         described["type"] = [described["type"], "null"]
+        if "enum" in described:
+            described["enum"] = [*described["enum"], None]
 
 
 def _as_list(value: object) -> object:
