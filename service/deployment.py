@@ -31,7 +31,8 @@ _MAX_GATEWAYS = 64
 # Requests a replica may hold beyond what its engine accepts, so that the refusal is the engine's, with its reason.
 _REFUSAL_SLACK = 64
 _MAX_CONNECTIONS = 4096
-# Settings of a server of our own, which is not there when Serve does the listening.
+# Settings of a server of our own, which is not there when Serve does the listening; and keys, since Ray keeps and shows
+# what an application is configured with: they belong into a file.
 _NOT_IN_A_CLUSTER = {
     "host",
     "port",
@@ -43,6 +44,7 @@ _NOT_IN_A_CLUSTER = {
     "ssl_keyfile",
     "trusted_proxies",
     "drain_delay",
+    "api_key",
 }
 
 

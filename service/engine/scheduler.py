@@ -176,8 +176,6 @@ class Scheduler:
             sequence.status = RequestStatus.RUNNING
             if sequence.first_scheduled_s is None:
                 sequence.first_scheduled_s = self._clock()
-                # At once, before the next is chosen. What a preemption makes absorb again is not charged again.
-                self.waiting.charge(sequence, sequence.num_uncomputed_tokens)
             else:
                 self.num_resumptions += 1
             self.running.append(sequence)
@@ -189,6 +187,9 @@ class Scheduler:
         # All blocks of the tokens known so far are taken at once: a half-begun prompt could deadlock others.
         draft.block_copies += self.blocks.begin(sequence, prefix)
         sequence.skip(prefix.num_tokens)
+        if sequence.num_preemptions == 0:
+            # All at once, before the next is chosen. What a preemption makes absorb again is not charged again.
+            self.waiting.charge(sequence, sequence.num_uncomputed_tokens)
         if prefix.snapshot is not None:
             assert sequence.slot is not None
             draft.slot_copies.append((prefix.snapshot.slot, sequence.slot))

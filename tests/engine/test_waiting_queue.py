@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import pytest
@@ -215,7 +215,8 @@ def test_keys_that_wait_get_tokens_by_weight_and_nothing_lies_idle(
             if number < len(load):
                 prompt, max_tokens = load[number]
                 request = sequence(f"{key}{number}", key, prompt=prompt, max_tokens=max_tokens).request
-                engine.add_request(request)
+                own = 12 * "abc".index(key) + number  # no text begins like another, so that all is computed
+                engine.add_request(replace(request, prompt_token_ids=(own,) * prompt))
     given: dict[str, Fraction] = dict.fromkeys("abc"[: len(loads)], Fraction(0))
     admitted: set[str] = set()
     while scheduler.has_work:
@@ -262,6 +263,21 @@ def test_a_key_ten_times_as_busy_gets_no_more() -> None:
     while len([name for name in ends if name[0] == "b"]) < 4:
         ends += [output.request_id for output in engine.step() if output.is_finished]
     assert len(ends) <= 2 * 4 + 2
+
+
+def test_what_the_cache_spares_is_not_charged() -> None:
+    engine = make_engine(make_scheduler(max_num_batched_tokens=32))
+    for name in ("first", "then", "other"):
+        engine.add_request(sequence(name, "d", prompt=13, max_tokens=1).request)
+    engine.add_request(sequence("holds", "g", prompt=1, max_tokens=30).request)
+    weight, charged = weight_of("d"), []
+    while len(engine.scheduler.running) or not charged:
+        engine.step()
+        charged += [a.service for a in engine.scheduler.waiting.accounts if a.key_id == "d"]
+    num_computed = engine.runner.num_computed  # type: ignore[attr-defined]
+    expected = sum(num_computed[name] for name in ("first", "then", "other")) + 3
+    assert expected < 3 * 14, "nothing was shared"
+    assert charged[-1] == expected * 1_000_000 // weight
 
 
 def test_taking_from_an_empty_queue_is_an_error() -> None:

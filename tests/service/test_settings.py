@@ -9,7 +9,8 @@ import pytest
 
 from service.config import EngineConfig
 from service.errors import UsageError
-from service.settings import ServeSettings, env_name, flag, load_settings, parse_size
+from service.settings import ServeSettings, env_name, flag, load_settings
+from service.values import parse_size
 
 
 def write(tmp_path: Path, text: str) -> Path:
