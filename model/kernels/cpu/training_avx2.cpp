@@ -7,5 +7,7 @@
 #define MOSAIC_ISA avx2
 #define MOSAIC_AVX2
 #include "simd.inl"
-#include "training.inl"
+#include "small_product.inl"
+#include "smoothing.inl"
+#include "averaging.inl"
 #endif

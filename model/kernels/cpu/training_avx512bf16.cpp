@@ -8,5 +8,7 @@
 #define MOSAIC_AVX512
 #define MOSAIC_BF16_PRODUCT
 #include "simd.inl"
-#include "training.inl"
+#include "small_product.inl"
+#include "smoothing.inl"
+#include "averaging.inl"
 #endif

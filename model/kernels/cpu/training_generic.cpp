@@ -3,4 +3,6 @@
 
 #define MOSAIC_ISA generic
 #include "simd.inl"
-#include "training.inl"
+#include "small_product.inl"
+#include "smoothing.inl"
+#include "averaging.inl"

@@ -1,5 +1,5 @@
-// Training's arithmetic in float32: kernel smoothing, leaky averages and norms, forwards and backwards. No include guard,
-// as simd.inl. A smoothing is computed in blocks of logits that stay in the cache, never as a whole matrix.
+// Kernel smoothing for training, forwards and backwards, in blocks of logits that stay in the cache: never as a whole
+// matrix. No include guard, as simd.inl.
 
 namespace mosaic {
 namespace MOSAIC_ISA {
@@ -11,102 +11,6 @@ constexpr bool kNarrows = false;
 #endif
 
 constexpr int kQueryBlock = 48, kPairBlock = 96;  // multiples of every tile's rows; pairs of a whole vector too
-
-// What a product is made of: float32 numbers, or neighbours along its depth as pairs of bfloat16 in one word.
-MOSAIC_INLINE f32x16 load_row(const float* p) { return load(p); }
-
-MOSAIC_INLINE u32x16 load_row(const uint32_t* p) {
-  u32x16 v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-
-MOSAIC_INLINE f32x16 add_product(float factor, f32x16 row, f32x16 sum) { return fma(splat(factor), row, sum); }
-
-MOSAIC_INLINE f32x16 add_product(uint32_t factor, u32x16 row, f32x16 sum) {
-#if defined(MOSAIC_BF16_PRODUCT)
-  return (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(factor), (__m512bh)row);
-#else
-  const u32x16 factors = factor + u32x16{}, high = u32x16{} + 0xffff0000u;
-  sum = fma((f32x16)(factors << 16), (f32x16)(row << 16), sum);
-  return fma((f32x16)(factors & high), (f32x16)(row & high), sum);
-#endif
-}
-
-// c[M, 16 N] (+)= a[M, depth] b[depth, 16 N]; a is read at any strides, b and c in rows. T is float, or a word of two
-// numbers, whose depth counts words.
-template <int M, int N, bool kAdds, typename T>
-static inline void tile(const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t b_row, float* c, int64_t c_row,
-                        int64_t depth) {
-  f32x16 sums[M][N];
-#pragma GCC unroll 24
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) sums[m][n] = kAdds ? load(c + m * c_row + n * kLanes) : f32x16{};
-  for (int64_t p = 0; p < depth; ++p) {
-    decltype(load_row(b)) row[N];
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) row[n] = load_row(b + p * b_row + n * kLanes);
-#pragma GCC unroll 24
-    for (int m = 0; m < M; ++m) {
-      const T factor = a[m * a_row + p * a_depth];
-#pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) sums[m][n] = add_product(factor, row[n], sums[m][n]);
-    }
-  }
-#pragma GCC unroll 24
-  for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) store(c + m * c_row + n * kLanes, sums[m][n]);
-}
-
-// The same for `rows` a multiple of 24 and `columns` of 16.
-template <bool kAdds, typename T>
-static void product(const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t b_row, float* c, int64_t c_row,
-                    int64_t rows, int64_t columns, int64_t depth) {
-  for (int64_t n = 0; n < columns;) {
-    const int64_t left = (columns - n) / kLanes;
-    const int vectors = left == 4 || left == 8 ? 4 : left >= 3 ? 3 : static_cast<int>(left);
-    const int step = 24 / vectors;
-    for (int64_t m = 0; m < rows; m += step) {
-      const T* const am = a + m * a_row;
-      float* const cm = c + m * c_row + n;
-      switch (vectors) {
-        case 4: tile<6, 4, kAdds>(am, a_row, a_depth, b + n, b_row, cm, c_row, depth); break;
-        case 3: tile<8, 3, kAdds>(am, a_row, a_depth, b + n, b_row, cm, c_row, depth); break;
-        case 2: tile<12, 2, kAdds>(am, a_row, a_depth, b + n, b_row, cm, c_row, depth); break;
-        default: tile<24, 1, kAdds>(am, a_row, a_depth, b + n, b_row, cm, c_row, depth);
-      }
-    }
-    n += vectors * kLanes;
-  }
-}
-
-// Two vectors as one of pairs: `low` along the depth before `high`.
-MOSAIC_INLINE u32x16 pair(f32x16 low, f32x16 high) {
-  return __builtin_convertvector(narrow(low), u32x16) | __builtin_convertvector(narrow(high), u32x16) << 16;
-}
-
-MOSAIC_INLINE void store(uint32_t* p, u32x16 v) { __builtin_memcpy(p, &v, sizeof v); }
-
-MOSAIC_INLINE void store(uint16_t* p, u16x16 v) { __builtin_memcpy(p, &v, sizeof v); }
-
-// [rows, width] -> [rows / 2, width] pairs of neighbouring rows.
-static void pair_rows(const float* from, int64_t width, int64_t rows, uint32_t* to) {
-  for (int64_t r = 0; r < rows; r += 2)
-    for (int64_t d = 0; d < width; d += kLanes, to += kLanes)
-      store(to, pair(load(from + r * width + d), load(from + (r + 1) * width + d)));
-}
-
-// `count` numbers as bfloat16; may write over what it reads.
-static void narrow_all(const float* from, int64_t count, uint16_t* to) {
-  for (int64_t i = 0; i < count; i += kLanes) store(to + i, narrow(load(from + i)));
-}
-
-static void round_all(float* numbers, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes)
-    store(numbers + i, (f32x16)(__builtin_convertvector(narrow(load(numbers + i)), u32x16) << 16));
-}
 
 // Rows of a view as [count, width], zeros behind dim and behind the last row.
 static void gather(const View& view, int64_t batch, int64_t head, int64_t first, int64_t rows, int64_t count,
@@ -267,7 +171,8 @@ static void add_gradients(float* weights, float* slopes, const float* log_sum, c
                           const uint32_t* queries, const uint32_t* upstream, const HeadPairs& head, int64_t pair_index,
                           int64_t width, float* sums) {
   uint32_t* const slope_rows = training_words(kSlopeRows, kQueryBlock * kPairBlock / 2);
-  uint32_t *const weight_pairs = reinterpret_cast<uint32_t*>(weights), *const slope_pairs = reinterpret_cast<uint32_t*>(slopes);
+  uint32_t* const weight_pairs = reinterpret_cast<uint32_t*>(weights);
+  uint32_t* const slope_pairs = reinterpret_cast<uint32_t*>(slopes);
   for (int64_t r = 0; r < kQueryBlock; r += 2)
     for (int64_t j = 0; j < kPairBlock; j += kLanes) {
       const int64_t one = r * kPairBlock + j, other = one + kPairBlock;
@@ -363,7 +268,8 @@ static void smooth_all_backward(const Smoothing& s, Team& team) {
     memset(key_sums, 0, pairs * width * sizeof(float));
     memset(value_sums, 0, pairs * width * sizeof(float));
     const HeadPairs given{keys, keys_across, values_across, key_pairs, value_pairs, key_sums, value_sums};
-    for (int64_t q = 0; q < s.queries; q += kQueryBlock) smooth_block_backward<kNarrow>(s, batch, head, q, width, given);
+    for (int64_t q = 0; q < s.queries; q += kQueryBlock)
+      smooth_block_backward<kNarrow>(s, batch, head, q, width, given);
     scatter(key_sums, width, s.key_gradient, batch, head, 0, s.pairs, s.dim);
     scatter(value_sums, width, s.value_gradient, batch, head, 0, s.pairs, s.dim);
   });
@@ -371,83 +277,6 @@ static void smooth_all_backward(const Smoothing& s, Team& team) {
 
 void smooth_backward(const Smoothing& s, Team& team) {
   kNarrows && s.narrow ? smooth_all_backward<true>(s, team) : smooth_all_backward<false>(s, team);
-}
-
-// The sum of a[d] * b[d].
-static float dot_any(const float* a, const float* b, int64_t dim) {
-  f32x16 total{};
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) total = fma(load(a + d), load(b + d), total);
-  float rest = 0;
-  for (; d < dim; ++d) rest += a[d] * b[d];
-  return sum(total) + rest;
-}
-
-// to = x + factor * y
-static void add_scaled(const float* x, float factor, const float* y, int64_t dim, float* to) {
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) store(to + d, fma(splat(factor), load(y + d), load(x + d)));
-  for (; d < dim; ++d) to[d] = x[d] + factor * y[d];
-}
-
-static void scale_to(const float* x, float factor, int64_t dim, float* to) {
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) store(to + d, splat(factor) * load(x + d));
-  for (; d < dim; ++d) to[d] = factor * x[d];
-}
-
-void average_forward(const Averaging& a, Team& team) {
-  team.begin();
-  team.share(a.batches * a.heads, [&](int64_t i) {
-    const int64_t batch = i / a.heads, head = i % a.heads;
-    memcpy(a.output.row(batch, head, 0), a.input.row(batch, head, 0), a.dim * sizeof(float));
-    for (int64_t t = 1; t < a.time; ++t)
-      add_scaled(a.input.row(batch, head, t), a.decay[head], a.output.row(batch, head, t - 1), a.dim,
-                 a.output.row(batch, head, t));
-  });
-}
-
-void average_backward(const Averaging& a, Team& team) {
-  team.begin();
-  team.share(a.batches * a.heads, [&](int64_t i) {
-    const int64_t batch = i / a.heads, head = i % a.heads, last = a.time - 1;
-    memcpy(a.input_gradient.row(batch, head, last), a.output_gradient.row(batch, head, last), a.dim * sizeof(float));
-    double slope = 0;
-    for (int64_t t = last; t > 0; --t) {
-      const float* const x = a.input_gradient.row(batch, head, t);
-      slope += dot_any(x, a.output.row(batch, head, t - 1), a.dim);
-      add_scaled(a.output_gradient.row(batch, head, t - 1), a.decay[head], x, a.dim,
-                 a.input_gradient.row(batch, head, t - 1));
-    }
-    a.decay_gradient[i] = static_cast<float>(slope);
-  });
-}
-
-constexpr int64_t kNormRows = 1024;  // rows that one thread takes at a time
-
-void normalise_forward(const Normalising& n, Team& team) {
-  team.begin();
-  team.share((n.rows + kNormRows - 1) / kNormRows, [&](int64_t piece) {
-    for (int64_t r = piece * kNormRows; r < n.rows && r < (piece + 1) * kNormRows; ++r) {
-      const float* const x = n.input + r * n.dim;
-      n.scale[r] = 1 / (sqrtf(dot_any(x, x, n.dim)) + n.eps);
-      scale_to(x, n.scale[r], n.dim, n.output + r * n.dim);
-    }
-  });
-}
-
-// dx = s (g - y (y . g) / |y|) with s = 1 / (|x| + eps); |y| is 1 but for eps.
-void normalise_backward(const Normalising& n, Team& team) {
-  team.begin();
-  team.share((n.rows + kNormRows - 1) / kNormRows, [&](int64_t piece) {
-    for (int64_t r = piece * kNormRows; r < n.rows && r < (piece + 1) * kNormRows; ++r) {
-      const float *const y = n.output + r * n.dim, *const g = n.output_gradient + r * n.dim;
-      float* const x = n.input_gradient + r * n.dim;
-      const float norm = sqrtf(dot_any(y, y, n.dim));
-      add_scaled(g, norm > 0 ? -dot_any(y, g, n.dim) / norm : 0, y, n.dim, x);
-      scale_to(x, n.scale[r], n.dim, x);
-    }
-  });
 }
 
 }  // namespace MOSAIC_ISA
