@@ -24,7 +24,7 @@ from service.ray_engine import ENGINE, EngineReplica, LoadEngine, load_engine
 from service.ray_peers import RayPeers
 from service.ray_router import LeastLoadedRouter
 from service.settings import ServeSettings
-from service.startup import served_model
+from service.startup import gateway_tracer, served_model
 
 GATEWAY = "Gateway"
 _MAX_GATEWAYS = 64
@@ -102,7 +102,12 @@ class GatewayReplica:
         served = served_model(settings, await client.info())
         peers = RayPeers(serve.get_deployment_handle(GATEWAY, context.app_name), name)
         self._app = create_app(
-            client, served, replace(settings.gateway_settings(), name=name), peers, load_keys(settings)
+            client,
+            served,
+            replace(settings.gateway_settings(), name=name),
+            peers,
+            load_keys(settings),
+            gateway_tracer(settings, name),
         )
 
     async def measurements(self) -> tuple[str, list[Metric]]:

@@ -18,7 +18,7 @@ from service.interrupt import interruptible
 from service.logs import configure_logging
 from service.progress import Progress
 from service.settings import ServeSettings
-from service.startup import ready_lines, require_model, served_model, start_engine
+from service.startup import gateway_tracer, ready_lines, require_model, require_tracing, served_model, start_engine
 
 
 def serve_local(settings: ServeSettings, progress: Progress) -> None:
@@ -28,6 +28,7 @@ def serve_local(settings: ServeSettings, progress: Progress) -> None:
     if settings.replicas > 1 or settings.ray_address:
         raise UsageError("--local is one process without Ray: leave out --replicas and --ray-address")
     require_model(settings.model)
+    require_tracing(settings)
     with open_front_door(settings) as door:
         # The gateway's imports fill the time in which the checkpoint is read and hashed.
         warm_up = threading.Thread(target=import_module, args=("service.gateway.app",), daemon=True)
@@ -58,7 +59,8 @@ async def serve_client(settings: ServeSettings, client: EngineClient, door: Fron
 
     served = served_model(settings, await client.info())
     limits = replace(settings.gateway_settings(), name=door.url.partition("://")[2] or door.url)
-    app = create_app(client, served, limits, keys=door.keys)
+    tracer = gateway_tracer(settings, limits.name)
+    app = create_app(client, served, limits, keys=door.keys, tracer=tracer)
 
     def on_ready() -> None:
         app.state.gateway.metrics.started(progress.elapsed_s)
@@ -81,4 +83,6 @@ async def serve_client(settings: ServeSettings, client: EngineClient, door: Fron
         raise AddressError(door.address.explain(error)) from error
     finally:
         await client.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
     progress.say(f"Ended. {num_cut} requests were cut short." if num_cut else "Ended.")

@@ -27,7 +27,7 @@ from service.logs import configure_logging
 from service.progress import Progress
 from service.ray_cluster import RayCluster
 from service.settings import ServeSettings
-from service.startup import require_model
+from service.startup import require_model, require_tracing
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -43,6 +43,7 @@ def serve_ray(settings: ServeSettings, progress: Progress) -> None:
     configure_logging(settings.log_level, settings.log_format)
     config = _engine_config(settings)
     require_model(settings.model)
+    require_tracing(settings)
     with open_front_door(settings) as door:
         # Ray's imports silence this remark about an extra of theirs, but not while another thread imports.
         warnings.filterwarnings("ignore", message="SOCKS support")

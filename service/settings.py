@@ -163,6 +163,13 @@ class ServeSettings(EngineSettings):
         gt=0,
         allow_inf_nan=False,
     )
+    trace_endpoint: str | None = option(
+        None,
+        "Server",
+        "OTLP/HTTP collector for traces, such as http://127.0.0.1:4318. Needs the extra otel. Default: no traces.",
+        pattern=r"^https?://.+",
+        metavar="URL",
+    )
     debug_endpoints: bool = option(
         False,
         "Server",
@@ -199,6 +206,7 @@ class ServeSettings(EngineSettings):
                 memory_bytes=self.memory,
                 max_num_waiting=self.max_num_waiting,
                 max_num_waiting_tokens=self.max_num_waiting_tokens,
+                trace_endpoint=self.trace_endpoint,
             )
         except ValueError as error:
             raise UsageError(name_flags(str(error))) from error

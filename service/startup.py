@@ -7,7 +7,9 @@ import shlex
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.tokenizer import Tokenizer
 from service.config import EngineConfig
@@ -16,6 +18,9 @@ from service.engine.stats import EngineInfo
 from service.errors import CommandError, EngineStartError, ModelNotFoundError, NoMemoryError, UsageError
 from service.gateway.served_model import ServedModel
 from service.settings import ServeSettings, name_flags
+
+if TYPE_CHECKING:  # which needs an extra
+    from service.gateway_tracing import GatewayTracer
 
 MODEL_FILES = ("config.json", "model.safetensors")
 
@@ -46,6 +51,22 @@ def served_model(settings: ServeSettings, info: EngineInfo) -> ServedModel:
     with explained():
         tokenizer = Tokenizer.load(settings.model)
     return ServedModel(names=(settings.model_name,), tokenizer=tokenizer, info=info, created=int(time.time()))
+
+
+def require_tracing(settings: ServeSettings) -> None:
+    """Raises UsageError where traces are asked for and cannot be made. Imports nothing."""
+    if settings.trace_endpoint and not find_spec("opentelemetry.exporter.otlp"):
+        raise UsageError("--trace-endpoint needs packages that are not there: pip install 'tessera-mosaics[otel]'")
+
+
+def gateway_tracer(settings: ServeSettings, gateway: str) -> GatewayTracer | None:
+    """What makes spans of a gateway's exchanges; None where nobody asked for traces."""
+    if settings.trace_endpoint is None:
+        return None
+    from service.gateway_tracing import GatewayTracer
+    from service.tracing import make_provider
+
+    return GatewayTracer(make_provider(settings.trace_endpoint, "gateway", gateway))
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class AsyncEngine:
 
     All public methods are called on that loop; the step thread alone touches the engine. Whatever happens (a step
     raises, the engine is closed), every accepted request's listener hears exactly one finished output.
+    `on_traced_end` hears on the loop of the end of every request that has a trace context.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class AsyncEngine:
         replica: str = "0",
         start_up: tuple[tuple[str, float], ...] = (),
         grammars: GrammarCompiler | None = None,
+        on_traced_end: Callable[[Request, RequestOutput], None] | None = None,
     ) -> None:
         self.info = info
         self._engine = engine
@@ -51,6 +53,8 @@ class AsyncEngine:
         self._start_up = start_up
         self._preparation = Preparation(grammars, on_ready=self._post, on_end=lambda output: self._deliver([output]))
         self._listeners: dict[str, Listener] = {}
+        self._on_traced_end = on_traced_end
+        self._traced: dict[str, Request] = {}
         self._inbox: deque[Request | str] = deque()
         self._wake = threading.Condition()
         self._is_closing = False
@@ -84,6 +88,8 @@ class AsyncEngine:
         if not self._listeners:
             self._last_progress_s = time.monotonic()
         self._listeners[request.request_id] = listener
+        if request.trace_context and self._on_traced_end is not None:
+            self._traced[request.request_id] = request
         self._preparation.start(request)
 
     def abort(self, request_id: str) -> None:
@@ -192,6 +198,8 @@ class AsyncEngine:
                 listener = self._listeners.pop(output.request_id, None)
                 if listener is not None:
                     self._admission.end(output.request_id)
+                if self._traced and (request := self._traced.pop(output.request_id, None)) and self._on_traced_end:
+                    self._on_traced_end(request, output)
             else:
                 listener = self._listeners.get(output.request_id)
             if listener is not None:

@@ -25,6 +25,7 @@ from service.engine.runner import ModelRunner
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.short_term import ShortTermBlocks
 from service.engine.stats import EngineInfo
+from service.engine.traced import tracing_to
 
 
 def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
@@ -97,6 +98,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         stall_timeout_s=config.stall_timeout_s,
         replica=replica,
         start_up=tuple(watch.laps),
+        on_traced_end=tracing_to(config.trace_endpoint, replica),
     )
 
 

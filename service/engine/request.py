@@ -82,6 +82,7 @@ class Request:
     cached memory only where `cache_salt` is the same. `timeout_s` seconds after it was handed over a request ends with
     `FinishReason.DEADLINE`, wherever it is: a span, not a time, because the clocks of gateway and engine need not
     agree. `key_id` names whose share of the engine it takes, and `weight` how large that is beside the others'.
+    `trace_context` is the W3C `traceparent` of the span it belongs to, empty where nobody traces.
     """
 
     request_id: str
@@ -92,6 +93,7 @@ class Request:
     cache_salt: str = ""
     timeout_s: float | None = None
     key_id: str = ""
+    trace_context: str = ""
     weight: int = 1
 
     @property

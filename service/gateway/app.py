@@ -32,6 +32,7 @@ from service.gateway.rate_limit import RateLimiter
 from service.gateway.responses import error_response
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
+from service.gateway.tracer import ExchangeTracer
 from service.metrics import GatewayMetrics
 from service.version import package_version
 
@@ -47,11 +48,12 @@ def create_app(
     settings: GatewaySettings | None = None,
     peers: Peers | None = None,
     keys: KeyRing | None = None,
+    tracer: ExchangeTracer | None = None,
 ) -> FastAPI:
     """The gateway as an ASGI application. `app.state.gateway` is its `Gateway`, `app.state.drain` its `Drain`.
 
     Neither starts nor closes `engine`. `peers` are the other gateways that listen at the same address. Without `keys`
-    everybody may use it.
+    everybody may use it. `tracer` hears of every exchange.
     """
     settings = settings or GatewaySettings()
     version = package_version()
@@ -77,7 +79,7 @@ def create_app(
     if keys is not None:
         app.add_middleware(Authenticator, keys=keys, has_public_metrics=settings.has_public_metrics)
         describe_keys(app, partial(is_open, has_public_metrics=settings.has_public_metrics))
-    app.add_middleware(Observer, metrics=metrics, slow_request_s=settings.slow_request_s)
+    app.add_middleware(Observer, metrics=metrics, slow_request_s=settings.slow_request_s, tracer=tracer)
     if settings.cors_origins:
         app.add_middleware(
             _Cors,

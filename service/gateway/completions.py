@@ -62,6 +62,9 @@ async def create_completion(request: Request) -> Response:
         exchange.rename(body.get("request_id"))
         params = parse_completion(body)
         plan = await make_plan(params, gateway.served, gateway.settings, exchange.request_id, exchange.started_s)
+        if exchange.trace_context:
+            requests = tuple(replace(each, trace_context=exchange.trace_context) for each in plan.requests)
+            plan = replace(plan, requests=requests)
         plan, reservation = claim(plan, exchange.key, gateway.served.info, gateway.limiter)
         if plan.asked_grammar is not None:
             plan = await _with_checked_grammar(plan, plan.asked_grammar, gateway, exchange, reservation)

@@ -21,7 +21,8 @@ _KEY = "exchange"
 class Exchange:
     """`started_s` is on the clock of `time.perf_counter`; `fields` are the extra words of the log line.
 
-    `key` is who asks, where keys are asked for; `headers` go out with the answer, whatever it is.
+    `key` is who asks, where keys are asked for; `headers` go out with the answer, whatever it is. `trace_context` is
+    a W3C `traceparent`, empty where nobody traces.
     """
 
     request_id: str
@@ -30,6 +31,7 @@ class Exchange:
     fields: dict[str, object] = field(default_factory=dict)
     key: ApiKey | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    trace_context: str = ""
 
     def rename(self, request_id: object) -> None:
         """Goes on under the id that a body gave, if that is sane."""

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.gateway.errors import to_api_error
 from service.gateway.exchange import Exchange, open_exchange
 from service.gateway.responses import error_response
+from service.gateway.tracer import ExchangeTracer
 from service.metrics import GatewayMetrics
 
 logger = logging.getLogger(__name__)
@@ -21,23 +22,28 @@ slow_logger = logging.getLogger("tessera.slow")
 CLIENT_CLOSED_REQUEST = 499  # As nginx has it: the client went away before there was an answer.
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
-_QUIET_ROUTES = frozenset({"/health", "/livez", "/readyz", "/metrics"})
+_QUIET_ROUTES = frozenset({"/health", "/livez", "/readyz", "/metrics", "/dashboard/data"})
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9._:/,+-]+")
 
 
 class Observer:
     """ASGI middleware. Never logs a query string, a header or a body. `client` is "local" behind a Unix socket."""
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics, slow_request_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: GatewayMetrics, slow_request_s: float, tracer: ExchangeTracer | None = None
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._slow_request_s = slow_request_s
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         exchange = open_exchange(scope)
+        if self._tracer is not None:
+            self._tracer.begin(scope, exchange)
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -63,6 +69,8 @@ class Observer:
         status = exchange.status or CLIENT_CLOSED_REQUEST
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        if self._tracer is not None:
+            self._tracer.end(exchange, status)
         self._metrics.http_finished(method, route, status, exchange.elapsed_s)
         level = logging.DEBUG if route in _QUIET_ROUTES and status < 500 else logging.INFO
         if access_logger.isEnabledFor(level):

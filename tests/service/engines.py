@@ -10,6 +10,7 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.engine import Engine
 from service.engine.stats import EngineInfo
 from service.engine.step import SchedulerOutput, StepOutput
+from service.engine.traced import tracing_to
 from service.errors import NoMemoryError
 from tests.engine.scripted import VOCAB_SIZE, ScriptedRunner, make_scheduler
 
@@ -68,6 +69,7 @@ def load_paced(config: EngineConfig, replica: str, step_s: float = 0.002) -> Ser
         info,
         stall_timeout_s=config.stall_timeout_s,
         replica=replica,
+        on_traced_end=tracing_to(config.trace_endpoint, replica),
     )
 
 
