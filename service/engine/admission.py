@@ -48,6 +48,8 @@ class Admission:
         self._limits = limits
         self._running = running
         self._rate = DrainRate(clock)
+        self._clock = clock
+        self._next_place_s = 0.0
         self._live: dict[str, Request] = {}
         self._num_tokens = 0
         self._by_key: Counter[str] = Counter()
@@ -87,17 +89,28 @@ class Admission:
         num_free = limits.max_num_requests - len(self._live)
         if num_free <= 0:
             raise EngineOverloadedError(
-                f"the server is full: {len(self._live)} requests are running or waiting", self._rate.seconds_until(1, 0)
+                f"the server is full: {len(self._live)} requests are running or waiting", self._come_back_s(0)
             )
         num_waiting_tokens = self._num_tokens - sum(r.max_num_tokens for r in running)
         num_free_tokens = limits.max_num_waiting_tokens - num_waiting_tokens
         excess = request.max_num_tokens - num_free_tokens
         if excess > 0 and len(self._live) > len(running):
             raise EngineOverloadedError(
-                f"the server is full: requests of {num_waiting_tokens} tokens wait", self._rate.seconds_until(1, excess)
+                f"the server is full: requests of {num_waiting_tokens} tokens wait", self._come_back_s(excess)
             )
         if request.key_id:
             self._check_share(request, [r for r in running if r.key_id == request.key_id], num_free, num_free_tokens)
+
+    def _come_back_s(self, num_tokens: int) -> float:
+        """After how long a request that is refused now has a chance, `num_tokens` being what must have ended.
+
+        Those refused stand in a line, one for each place to be freed, so that not all of them come back for the same
+        one. Nobody is sent away for longer than all that is here takes.
+        """
+        now_s = self._clock()
+        self._next_place_s = max(self._next_place_s, now_s) + self._rate.seconds_until(1, 0)
+        in_line_s = min(self._next_place_s - now_s, self._rate.seconds_until(len(self._live), 0))
+        return max(in_line_s, self._rate.seconds_until(1, num_tokens))
 
     def _check_share(self, request: Request, running: list[Request], num_free: int, num_free_tokens: int) -> None:
         key = request.key_id
@@ -107,5 +120,5 @@ class Admission:
             return
         raise KeyOverloadedError(
             f"this API key has {num_waiting} requests of {num_tokens} tokens waiting, which is its share of the queue",
-            self._rate.seconds_until(1, request.max_num_tokens),
+            self._come_back_s(request.max_num_tokens),
         )

@@ -58,6 +58,7 @@ async def create_completion(request: Request) -> Response:
     gateway, exchange = gateway_of(request), exchange_of(request.scope)
     with _count_rejection(gateway, exchange):
         gateway.drain.check()
+        gateway.limiter.check(exchange.key)
         body = await read_json_object(request, gateway.settings)
         exchange.rename(body.get("request_id"))
         params = parse_completion(body)

@@ -57,6 +57,12 @@ class RateLimiter:
         self._clock = clock
         self._buckets: dict[str, _Buckets] = {}
 
+    def check(self, key: ApiKey | None) -> None:
+        """Raises ApiError 429 where `key` has no request left, so that nothing need be read of one more."""
+        if key is not None:
+            buckets = self._of(key)
+            _require(buckets.requests, 1, "requests", Reservation(buckets.requests, buckets.tokens, 0, self._clock))
+
     def reserve(self, key: ApiKey | None, num_tokens: int) -> Reservation:
         """Takes one request and `num_tokens` from the key's allowance. Without a key there is no limit.
 
@@ -64,7 +70,7 @@ class RateLimiter:
         """
         if key is None:
             return Reservation(None, None, 0, self._clock)
-        buckets, now_s = self._of(key), self._clock()
+        buckets = self._of(key)
         if buckets.tokens is not None and num_tokens > buckets.tokens.per_minute:
             raise BadRequestError(
                 f"the request may come to {num_tokens} tokens, prompt and longest completion together; this API key "
@@ -73,15 +79,8 @@ class RateLimiter:
                 code="rate_limit_exceeded",
             )
         reservation = Reservation(buckets.requests, buckets.tokens, num_tokens, self._clock)
-        for bucket, amount, noun in ((buckets.requests, 1, "requests"), (buckets.tokens, num_tokens, "tokens")):
-            if bucket is not None and (wait_s := bucket.seconds_until(amount, now_s)) > 0:
-                raise ApiError(
-                    429,
-                    f"this API key may use {bucket.per_minute} {noun} a minute: {max(int(bucket.remaining(now_s)), 0)} "
-                    f"are left, {amount} are needed",
-                    code="rate_limit_exceeded",
-                    headers=reservation.headers() | {"Retry-After": retry_after(wait_s)},
-                )
+        _require(buckets.requests, 1, "requests", reservation)
+        _require(buckets.tokens, num_tokens, "tokens", reservation)
         reservation.take()
         return reservation
 
@@ -104,6 +103,10 @@ class Reservation:
         self._num_tokens = num_tokens
         self._clock = clock
         self._is_open = False
+
+    @property
+    def now_s(self) -> float:
+        return self._clock()
 
     def take(self) -> None:
         self._is_open = True
@@ -137,6 +140,19 @@ class Reservation:
             self._requests.take(num_requests, now_s)
         if self._tokens is not None:
             self._tokens.take(num_tokens, now_s)
+
+
+def _require(bucket: TokenBucket | None, amount: int, noun: str, reservation: Reservation) -> None:
+    """Raises ApiError 429 where `bucket` has not `amount` left."""
+    if bucket is None or (wait_s := bucket.seconds_until(amount, reservation.now_s)) <= 0:
+        return
+    raise ApiError(
+        429,
+        f"this API key may use {bucket.per_minute} {noun} a minute: "
+        f"{max(int(bucket.remaining(reservation.now_s)), 0)} are left, {amount} are needed",
+        code="rate_limit_exceeded",
+        headers=reservation.headers() | {"Retry-After": retry_after(wait_s)},
+    )
 
 
 def duration(seconds: float) -> str:

@@ -133,6 +133,21 @@ def test_retry_after_is_measured_and_idle_time_does_not_count() -> None:
     assert queue.fill().retry_after_s == pytest.approx(3.0, rel=0.1)
 
 
+def test_those_refused_stand_in_a_line_that_moves_on() -> None:
+    queue = Queue(QueueLimits(1, 9, 1000))
+    queue.fill()
+    for _ in range(20):
+        queue.now_s += 3.0
+        queue.end()
+        queue.ask()
+    told = [queue.fill().retry_after_s for _ in range(30)]
+    assert told == pytest.approx([min(3.0 * place, 30.0) for place in range(1, 31)])
+    queue.now_s += 30 * 3.0
+    for _ in range(10):
+        queue.end()
+    assert queue.fill().retry_after_s == pytest.approx(queue.admission.seconds_per_request), "the line has gone home"
+
+
 def test_retry_after_counts_tokens_where_tokens_are_short() -> None:
     queue = Queue(QueueLimits(1, 100, 100))
     queue.fill(num_tokens=50)
