@@ -33,6 +33,7 @@ app = typer.Typer(
 # What `generate` and `info` take: the rest of the settings is about serving many requests.
 ENGINE_OPTIONS = ("model", "device", "dtype", "memory_dtype", "kernel", "threads", "max_model_len")
 INFO_OPTIONS = (*ENGINE_OPTIONS, "max_num_seqs", "block_size", "memory", "prefix_cache")
+BATCH_OPTIONS = (*INFO_OPTIONS, "max_num_batched_tokens", "served_model_name", "log_format")
 
 Config = Annotated[
     Optional[Path],  # noqa: UP045 - read by typer
@@ -225,6 +226,20 @@ def info(
 
     facts = describe(settings)
     (print_json if is_json else print_table)(facts)
+
+
+@app.command()
+@settings_options(*BATCH_OPTIONS)
+def batch(
+    settings: ServeSettings,
+    source: Annotated[Path, typer.Argument(metavar="IN.JSONL", help="Requests, one a line in OpenAI's batch format.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.JSONL", help="Where the answers go.")],
+) -> None:
+    """Answer a file of requests without a server. Run again, it goes on where it was interrupted."""
+    from service.batch import run_batch
+    from service.progress import Progress
+
+    run_batch(settings, source, target, Progress())
 
 
 def main() -> None:

@@ -53,3 +53,9 @@ class EngineStartError(CommandError):
     """The engine did not come up, for another reason."""
 
     exit_code = ExitCode.ENGINE
+
+
+class InterruptedCommandError(CommandError):
+    """A signal ended it before it was done."""
+
+    exit_code = ExitCode.INTERRUPTED
