@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import stat
 import subprocess
@@ -93,6 +94,17 @@ def test_every_kind_of_field_comes_through(server: ServerProcess) -> None:
     assert "girl" not in written["text"]
     assert {choice["finish_reason"] for choice in late["choices"]} == {"deadline"}
     assert late["usage"]["completion_tokens"] < 8 * 300
+
+
+def test_a_text_is_held_to_a_grammar_on_the_replica(server: ServerProcess) -> None:
+    pattern = r"[a-z]{3}: \d{1,4}"
+    request = {"prompt": "Once", "n": 3, "seed": 1, "max_tokens": 40, "structured_outputs": {"regex": pattern}}
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        choices = client.post("/v1/completions", json=request).json()["choices"]
+        refused = client.post("/v1/completions", json={"prompt": "Once", "guided_regex": "("})
+    assert all(re.fullmatch(pattern, choice["text"]) for choice in choices)
+    assert {choice["finish_reason"] for choice in choices} == {"stop"}
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "guided_regex")
 
 
 def metric(server: ServerProcess, name: str) -> float:
