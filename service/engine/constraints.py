@@ -11,6 +11,7 @@ from collections.abc import Sequence as SequenceOf
 import torch
 from torch import Tensor
 
+from service.engine.grammar import FAULT
 from service.engine.grammar_compiler import GrammarCompiler, GrammarError, Matcher
 from service.engine.sequence import Sequence
 
@@ -56,7 +57,7 @@ class Restriction:
             try:
                 follower.advance(token_id)
             except GrammarError as error:
-                self.failures[row] = str(error)
+                self.failures[row] = FAULT + str(error)
             else:
                 if follower.matcher.is_complete:
                     complete.add(row)
@@ -93,7 +94,7 @@ class Constraints:
                 follower = self._follow(sequence)
                 follower.matcher.fill(masks[place].data_ptr(), masks.shape[1])
             except GrammarError as error:
-                restriction.failures[row] = str(error)
+                restriction.failures[row] = FAULT + str(error)
                 continue
             if follower.matcher.can_end:
                 ends.append((len(rows), sequence))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+# How the error of an output begins where the request's own grammar is to blame.
+FAULT = "the grammar could not be followed: "
+
 
 class GrammarKind(StrEnum):
     """The language in which a grammar is written."""

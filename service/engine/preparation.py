@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from service.engine.errors import RequestRejectedError
+from service.engine.grammar import FAULT
 from service.engine.grammar_compiler import GrammarCompiler, GrammarError, Matcher
 from service.engine.request import FinishReason, Request, RequestOutput
 
@@ -70,5 +71,5 @@ class Preparation:
         if error is None:
             self._on_ready(request)
             return
-        reason = str(error) if isinstance(error, GrammarError) else "its grammar could not be compiled"
+        reason = FAULT + (str(error) if isinstance(error, GrammarError) else "it could not be compiled")
         self._on_end(RequestOutput(request.request_id, finish_reason=FinishReason.ERROR, error=reason))

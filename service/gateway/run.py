@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from itertools import chain
 
 from model.tokenizer import Tokenizer
+from service.engine.grammar import FAULT
 from service.engine.request import FinishReason, RequestTiming
 from service.gateway.choice import Choice, Delta
-from service.gateway.errors import GenerationFailedError
+from service.gateway.errors import BadRequestError, GenerationFailedError
 from service.gateway.merge import Arrival, OutputMerge
 from service.gateway.plan import CompletionPlan
 from service.metrics import GatewayMetrics, Phases
@@ -113,7 +114,7 @@ class CompletionRun:
 
         Poking the merge ends the wait.
 
-        Raises what the engine client raised, or GenerationFailedError.
+        Raises what the engine client raised, GenerationFailedError, or BadRequestError where its grammar failed it.
         """
         arrivals = await self._merge.take()
         if arrivals:
@@ -161,6 +162,9 @@ class CompletionRun:
         try:
             choice.feed(output)
         except GenerationFailedError:
+            if output.error is not None and output.error.startswith(FAULT) and self._plan.asked_grammar is not None:
+                param = self._plan.asked_grammar.param
+                raise BadRequestError(output.error, param=param, code="grammar_too_complex") from None
             logger.error("request %s: the engine failed: %s", self._plan.request_id, output.error)  # noqa: TRY400
             raise
         if choice.is_finished:

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -39,6 +40,15 @@ GRAMMARS = [
 
 def test_the_vocabulary_of_this_test_fits_the_model() -> None:
     assert len(TOKENS) == CONFIG.num_sampled_tokens == MARKER + 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    # So small a network has no use for more, and where others are at work they would wait for each other.
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +130,7 @@ def ids_of(outputs: list[RequestOutput]) -> list[int]:
 
 sampling_strategy = st.builds(
     SamplingParams,
-    max_tokens=st.integers(1, 20),
+    max_tokens=st.integers(1, 14),
     temperature=st.sampled_from([0.0, 0.7, 1.5]),
     top_k=st.sampled_from([0, 3]),
     top_p=st.sampled_from([1.0, 0.5]),
@@ -137,7 +147,7 @@ sampling_strategy = st.builds(
 )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     samplings=st.lists(sampling_strategy, min_size=1, max_size=4),
     spare_blocks=st.integers(0, 12),
@@ -168,16 +178,16 @@ def test_the_schedule_changes_nothing(
 
 def test_preempted_or_resumed_elsewhere_the_text_goes_on(model: MemoryMosaic, compiler: GrammarCompiler) -> None:
     requests = [
-        Request(f"r{i}", (i + 1,) * 20, SamplingParams(max_tokens=40, seed=i, ignore_eos=True, grammar=GRAMMARS[i % 2]))
+        Request(f"r{i}", (i + 1,) * 20, SamplingParams(max_tokens=30, seed=i, ignore_eos=True, grammar=GRAMMARS[i % 2]))
         for i in range(4)
     ]
     engine = make_engine(model, compiler, num_blocks=24, max_num_seqs=4, budget=16)
     told = run(engine, requests)
     assert engine.scheduler.num_preemptions > 0
-    for request in requests:
+    for i, request in enumerate(requests):
         whole = ids_of(told[request.request_id])
         assert whole == one_pass(model, compiler, request)[0]
-        for done in (1, len(whole) - 1):
+        for done in (1, len(whole) - 1)[: 2 - i // 2]:
             resumed = Request("a", request.prompt_token_ids, request.sampling, tuple(whole[:done]))
             again = run(make_engine(model, compiler, num_blocks=24, max_num_seqs=1, budget=5), [resumed])
             assert ids_of(again["a"]) == whole[done:]

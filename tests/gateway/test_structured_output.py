@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.gateway.events import finals, stream_chunks, texts
+from tests.gateway.events import finals, read_stream, stream_chunks, texts
 from tests.gateway.fake_engine import FakeEngine
 from tests.gateway.server import GatewayServer, served_model
 from tests.grammars import small_schemas
@@ -190,6 +190,24 @@ async def test_with_the_official_client(official: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await official.completions.create(model="mosaic", prompt=PROMPT, extra_body={"guided_regex": "("})
     assert (refused.value.param, refused.value.code) == ("guided_regex", "invalid_grammar")
+
+
+def test_a_grammar_that_turns_out_too_complex_is_the_requests_own_fault(real: httpx.Client) -> None:
+    # After a hundred random tokens all is well; what the model is made to write here comes to a limit.
+    body = {
+        "prompt": PROMPT,
+        "max_tokens": 450,
+        "ignore_eos": True,
+        "temperature": 0,
+        "grammar": 'start: ("a"? "b"?)+ | (("a" | "aa" | "ab"){1,40}){1,40}',
+        "logit_bias": {"65": 100},
+    }
+    answer = real.post("/v1/completions", json=body)
+    assert answer.status_code == 400, answer.text
+    assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("grammar_too_complex", "grammar")
+    chunks, is_done = read_stream(real, body)
+    assert not is_done
+    assert chunks[-1]["error"]["code"] == "grammar_too_complex"
 
 
 def test_without_a_tokenizer_there_is_no_text_to_hold() -> None:
