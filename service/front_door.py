@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import socket
 import ssl
 from collections.abc import Iterator
@@ -31,6 +32,15 @@ class FrontDoor:
     @property
     def url(self) -> str:
         return url_of(self.sock, is_tls=self.tls is not None)
+
+    def curl(self, path: str) -> str:
+        """The beginning of a command that asks for `path`, for a shell. The key is to be in the environment."""
+        where = f"{self.url}{path}"
+        if isinstance(self.address, UnixAddress):
+            scheme = "http" if self.tls is None else "https"
+            where = f"--unix-socket {shlex.quote(str(self.address.path))} {scheme}://localhost{path}"
+        key = "" if self.keys is None else ' -H "Authorization: Bearer $TESSERA_API_KEY"'
+        return f"curl {where}{key}"
 
     @property
     def has_files(self) -> bool:

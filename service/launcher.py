@@ -64,7 +64,7 @@ async def serve_client(settings: ServeSettings, client: EngineClient, door: Fron
 
     def on_ready() -> None:
         app.state.gateway.metrics.started(progress.elapsed_s)
-        progress.say(ready_lines(door.url, served, progress.elapsed_s, needs_key=door.keys is not None))
+        progress.say(ready_lines(door, served, progress.elapsed_s))
 
     try:
         num_cut = await http_server.serve(

@@ -16,6 +16,7 @@ from service.config import EngineConfig
 from service.engine.async_engine import AsyncEngine
 from service.engine.stats import EngineInfo
 from service.errors import CommandError, EngineStartError, ModelNotFoundError, NoMemoryError, UsageError
+from service.front_door import FrontDoor
 from service.gateway.served_model import ServedModel
 from service.settings import ServeSettings, name_flags
 
@@ -95,19 +96,15 @@ def explain(error: BaseException) -> CommandError | None:
     return None
 
 
-def ready_lines(url: str, served: ServedModel, seconds: float, *, needs_key: bool = False) -> str:
+def ready_lines(door: FrontDoor, served: ServedModel, seconds: float) -> str:
     """What is served and where, with a request to copy."""
-    key = ' -H "Authorization: Bearer $TESSERA_API_KEY"' if needs_key else ""
     info = served.info
     prompt: object = "Once upon a time" if served.tokenizer else [0]
     request = json.dumps({"model": served.name, "prompt": prompt, "max_tokens": 64})
-    curl = f"curl {url}"
-    if url.startswith("unix:"):
-        curl = f"curl --unix-socket {shlex.quote(url.removeprefix('unix:'))} http://localhost"
     return (
         f"\n{served.name} ({info.dtype} on {info.device}, {info.max_model_len} tokens) is ready after {seconds:.1f} s"
-        f" at {url}\n\n"
-        f"  {curl}/v1/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(request)}\n"
+        f" at {door.url}\n\n"
+        f"  {door.curl('/v1/completions')} -H 'Content-Type: application/json' -d {shlex.quote(request)}\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import ssl
@@ -60,6 +61,20 @@ def test_a_unix_socket_serves_and_is_gone_afterwards(tmp_path: Path) -> None:
             assert subprocess.run(command, shell=True, capture_output=True, timeout=60, check=True).stdout
         assert server.stop() == 0
     assert not path.exists()
+
+
+def test_the_command_to_copy_fits_the_door(tmp_path: Path) -> None:
+    cert, key = make_certificate(tmp_path)
+    tls = {"ssl_certfile": str(cert), "ssl_keyfile": str(key)}
+    for given, command in (
+        ({"port": 0}, r"curl http://127\.0\.0\.1:\d+/x"),
+        ({"port": 0, **tls}, r"curl https://127\.0\.0\.1:\d+/x"),
+        ({"uds": str(tmp_path / "a b")}, rf"curl --unix-socket '{tmp_path}/a b' http://localhost/x"),
+        ({"uds": str(tmp_path / "s"), **tls}, rf"curl --unix-socket {tmp_path}/s https://localhost/x"),
+        ({"port": 0, "api_key": "k"}, r'curl http:\S+/x -H "Authorization: Bearer \$TESSERA_API_KEY"'),
+    ):
+        with open_front_door(load_settings(given, {}, None)) as door:
+            assert re.fullmatch(command, door.curl("/x"))
 
 
 @pytest.mark.parametrize(
