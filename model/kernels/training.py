@@ -2,12 +2,12 @@
 
 Reads are computed in blocks of logits that stay in the processor's cache: neither forwards nor backwards is there a
 matrix of all of them in memory. Logits are always of float32 products; under bfloat16 autocast the other products
-round their factors to bfloat16, where the processor multiplies it.
+round their factors to bfloat16. For processors with AVX-512 and its bfloat16; on others torch is faster.
 """
 
 from __future__ import annotations
 
-from ctypes import Structure, byref, c_char_p, c_float, c_int, c_int64, c_void_p
+from ctypes import Structure, byref, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -58,12 +58,12 @@ class _Normalising(Structure):
 
 
 def trains(*tensors: Tensor) -> bool:
-    """Whether these are to be computed here: float32 on the CPU, a gradient is wanted, and the library was built."""
+    """Whether these are to be computed here: float32 on a CPU that can, and a gradient is wanted."""
     return (
         torch.is_grad_enabled()
         and any(tensor.requires_grad for tensor in tensors)
         and all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-        and _path() is not None
+        and is_supported()
     )
 
 
@@ -194,18 +194,17 @@ def _rows_in_memory(x: Tensor) -> Tensor:
 
 
 @cache
-def _path() -> str | None:
+def is_supported() -> bool:
+    """Whether the library was built and this processor is one that it computes for."""
     lib = library()
     if lib is None or not hasattr(lib, "mosaic_smooth"):
-        return None
+        return False
     for name in ("mosaic_smooth", "mosaic_average", "mosaic_normalise"):
         function = getattr(lib, name)
-        function.restype, function.argtypes = c_int, [c_char_p, c_int, c_int, c_void_p]
-    return kernel_path()
+        function.restype, function.argtypes = c_int, [c_int, c_int, c_void_p]
+    return kernel_path("avx512bf16") is not None
 
 
 def _call(name: str, backward: int, work: Structure) -> None:
-    path = _path()
-    assert path is not None
-    if getattr(library(), name)(path.encode(), torch.get_num_threads(), backward, byref(work)):
-        raise RuntimeError(f"this processor has no kernel path {path}")
+    if getattr(library(), name)(torch.get_num_threads(), backward, byref(work)):
+        raise RuntimeError("this processor has no training kernels")

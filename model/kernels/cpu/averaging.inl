@@ -1,4 +1,4 @@
-// Leaky averages and norms for training in float32, forwards and backwards. No include guard, as simd.inl.
+// Leaky averages and norms for training in float32, forwards and backwards.
 
 namespace mosaic {
 namespace MOSAIC_ISA {

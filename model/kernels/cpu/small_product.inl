@@ -1,4 +1,4 @@
-// Products of small matrices in the cache, of float32 or of pairs of bfloat16. No include guard, as simd.inl.
+// Products of small matrices in the cache, of float32 or of pairs of bfloat16. For the 32 registers of AVX-512.
 
 namespace mosaic {
 namespace MOSAIC_ISA {
@@ -15,13 +15,7 @@ MOSAIC_INLINE u32x16 load_row(const uint32_t* p) {
 MOSAIC_INLINE f32x16 add_product(float factor, f32x16 row, f32x16 sum) { return fma(splat(factor), row, sum); }
 
 MOSAIC_INLINE f32x16 add_product(uint32_t factor, u32x16 row, f32x16 sum) {
-#if defined(MOSAIC_BF16_PRODUCT)
   return (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(factor), (__m512bh)row);
-#else
-  const u32x16 factors = factor + u32x16{}, high = u32x16{} + 0xffff0000u;
-  sum = fma((f32x16)(factors << 16), (f32x16)(row << 16), sum);
-  return fma((f32x16)(factors & high), (f32x16)(row & high), sum);
-#endif
 }
 
 // c[M, 16 N] (+)= a[M, depth] b[depth, 16 N]; a is read at any strides, b and c in rows. T is float, or a word of two

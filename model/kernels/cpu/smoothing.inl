@@ -1,14 +1,8 @@
 // Kernel smoothing for training, forwards and backwards, in blocks of logits that stay in the cache: never as a whole
-// matrix. No include guard, as simd.inl.
+// matrix.
 
 namespace mosaic {
 namespace MOSAIC_ISA {
-
-#if defined(MOSAIC_BF16_PRODUCT)
-constexpr bool kNarrows = true;  // bfloat16 is faster than float32
-#else
-constexpr bool kNarrows = false;
-#endif
 
 constexpr int kQueryBlock = 48, kPairBlock = 96;  // multiples of every tile's rows; pairs of a whole vector too
 
@@ -132,7 +126,7 @@ static void smooth_all(const Smoothing& s, Team& team) {
 }
 
 void smooth_forward(const Smoothing& s, Team& team) {
-  kNarrows && s.narrow ? smooth_all<true>(s, team) : smooth_all<false>(s, team);
+  s.narrow ? smooth_all<true>(s, team) : smooth_all<false>(s, team);
 }
 
 // One head's pairs in the forms that products read, and the sums of their gradients.
@@ -276,7 +270,7 @@ static void smooth_all_backward(const Smoothing& s, Team& team) {
 }
 
 void smooth_backward(const Smoothing& s, Team& team) {
-  kNarrows && s.narrow ? smooth_all_backward<true>(s, team) : smooth_all_backward<false>(s, team);
+  s.narrow ? smooth_all_backward<true>(s, team) : smooth_all_backward<false>(s, team);
 }
 
 }  // namespace MOSAIC_ISA

@@ -1,4 +1,4 @@
-// What the training kernels are given: views of float32 tensors, and the functions compiled for each instruction set.
+// What the training kernels are given: views of float32 tensors, and what computes on them.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 
 namespace mosaic {
 
-// [batch, rows, heads, dim] in any order of the first three; `dim` is contiguous. Mirrored by training_library.py.
+// [batch, rows, heads, dim] in any order of the first three; `dim` is contiguous. Mirrored by kernels/training.py.
 struct View {
   float* data;
   int64_t batch_stride, row_stride, head_stride;
@@ -56,25 +56,21 @@ enum Purpose {
   kPurposes
 };
 
-// Memory of this thread for one purpose, aligned for vectors; it holds what it held before. In no instruction set's
-// namespace, so that the standard library is not compiled for one.
+// Memory of this thread for one purpose, aligned for vectors; it holds what it held before. Compiled
+// for any processor, since the standard library's functions are shared with code that runs on one.
 float* training_scratch(Purpose purpose, int64_t size);
 inline uint32_t* training_words(Purpose purpose, int64_t size) {
   return reinterpret_cast<uint32_t*>(training_scratch(purpose, size));
 }
 
-#define MOSAIC_TRAINING(isa)                          \
-  namespace isa {                                     \
-  void smooth_forward(const Smoothing&, Team&);       \
-  void smooth_backward(const Smoothing&, Team&);      \
-  void average_forward(const Averaging&, Team&);      \
-  void average_backward(const Averaging&, Team&);     \
-  void normalise_forward(const Normalising&, Team&);  \
-  void normalise_backward(const Normalising&, Team&); \
-  }
-MOSAIC_TRAINING(avx512bf16)
-MOSAIC_TRAINING(avx2)
-MOSAIC_TRAINING(generic)
-#undef MOSAIC_TRAINING
+// Compiled for processors that multiply bfloat16 alone: with fewer and shorter registers torch's own forms are faster.
+namespace avx512bf16 {
+void smooth_forward(const Smoothing&, Team&);
+void smooth_backward(const Smoothing&, Team&);
+void average_forward(const Averaging&, Team&);
+void average_backward(const Averaging&, Team&);
+void normalise_forward(const Normalising&, Team&);
+void normalise_backward(const Normalising&, Team&);
+}  // namespace avx512bf16
 
 }  // namespace mosaic

@@ -1,7 +1,6 @@
 // The C interface of the training kernels. Every call is whole: it returns when its outputs are written.
 #include <memory>
 #include <mutex>
-#include <string>
 #include <vector>
 
 #include "training.h"
@@ -20,42 +19,16 @@ float* training_scratch(Purpose purpose, int64_t size) {
 
 namespace {
 
-struct TrainingPath {
-  const char* name;
-  void (*smooth[2])(const Smoothing&, Team&);
-  void (*average[2])(const Averaging&, Team&);
-  void (*normalise[2])(const Normalising&, Team&);
-};
-
-#define MOSAIC_TRAINING_PATH(isa)                                                                   \
-  {                                                                                                 \
-    #isa, {isa::smooth_forward, isa::smooth_backward}, {isa::average_forward, isa::average_backward}, { \
-      isa::normalise_forward, isa::normalise_backward                                               \
-    }                                                                                               \
-  }
-
-const TrainingPath kTrainingPaths[] = {
-#if defined(__x86_64__)
-    MOSAIC_TRAINING_PATH(avx512bf16),
-    MOSAIC_TRAINING_PATH(avx2),
-#endif
-    MOSAIC_TRAINING_PATH(generic),
-};
-
-// The path of that name, and one team for all calls: they take turns.
+// Runs f with one team for all calls, which take turns; 1 where this processor cannot.
 template <typename F>
-int with_path(const char* name, int num_threads, F f) {
+int with_team(int num_threads, F f) {
   static std::mutex turn;
   static std::unique_ptr<Team> team;
-  if (!mosaic_path(name)) return 1;
-  for (const TrainingPath& path : kTrainingPaths) {
-    if (std::string(path.name) != name) continue;
-    const std::lock_guard<std::mutex> lock(turn);
-    if (!team || team->size() != num_threads) team = std::make_unique<Team>(num_threads);
-    f(path, *team);
-    return 0;
-  }
-  return 1;
+  if (!mosaic_path("avx512bf16")) return 1;
+  const std::lock_guard<std::mutex> lock(turn);
+  if (!team || team->size() != num_threads) team = std::make_unique<Team>(num_threads);
+  f(*team);
+  return 0;
 }
 
 }  // namespace
@@ -63,19 +36,27 @@ int with_path(const char* name, int num_threads, F f) {
 
 using namespace mosaic;
 
-// 0, or 1 where this processor has no path of that name.
+// 0, or 1 where this processor has no training kernels.
 extern "C" {
 
-int mosaic_smooth(const char* path, int num_threads, int backward, const Smoothing* smoothing) {
-  return with_path(path, num_threads, [&](const TrainingPath& p, Team& t) { p.smooth[backward](*smoothing, t); });
+#if defined(__x86_64__)
+int mosaic_smooth(int num_threads, int backward, const Smoothing* s) {
+  return with_team(num_threads, [&](Team& team) {
+    backward ? avx512bf16::smooth_backward(*s, team) : avx512bf16::smooth_forward(*s, team);
+  });
 }
 
-int mosaic_average(const char* path, int num_threads, int backward, const Averaging* averaging) {
-  return with_path(path, num_threads, [&](const TrainingPath& p, Team& t) { p.average[backward](*averaging, t); });
+int mosaic_average(int num_threads, int backward, const Averaging* a) {
+  return with_team(num_threads, [&](Team& team) {
+    backward ? avx512bf16::average_backward(*a, team) : avx512bf16::average_forward(*a, team);
+  });
 }
 
-int mosaic_normalise(const char* path, int num_threads, int backward, const Normalising* normalising) {
-  return with_path(path, num_threads, [&](const TrainingPath& p, Team& t) { p.normalise[backward](*normalising, t); });
+int mosaic_normalise(int num_threads, int backward, const Normalising* n) {
+  return with_team(num_threads, [&](Team& team) {
+    backward ? avx512bf16::normalise_backward(*n, team) : avx512bf16::normalise_forward(*n, team);
+  });
 }
+#endif
 
 }  // extern "C"
