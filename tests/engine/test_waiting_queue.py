@@ -168,7 +168,9 @@ class Flood:
 
 
 floods = st.lists(
-    st.tuples(st.integers(-2, 2), st.integers(1, PRIORITY_TOKENS), st.integers(0, 3 * PRIORITY_TOKENS)),
+    st.tuples(
+        st.integers(-2, 2), st.integers(PRIORITY_TOKENS // 8, PRIORITY_TOKENS), st.integers(0, 3 * PRIORITY_TOKENS)
+    ),
     min_size=1,
     max_size=4,
 )
