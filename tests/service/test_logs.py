@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -70,10 +71,13 @@ def test_what_nobody_catches_is_a_line_too(capsys: pytest.CaptureFixture[str]) -
     assert "broken" in line["exception"]
 
 
-def test_a_server_writes_nothing_but_objects() -> None:
-    environment = {"TESSERA_API_KEY": "sk-0123456789", "TESSERA_NO_SUCH_OPTION": "1"}
-    options = ("--local", "--threads", "1", "--log-format", "json", "--log-level", "debug")
-    with ServerProcess(*options, environment=environment) as server:
+def test_a_server_writes_nothing_but_objects_and_hides_its_command_lines_key() -> None:
+    environment = {"TESSERA_API_KEY": "sk-replaced-012345", "TESSERA_NO_SUCH_OPTION": "1"}
+    options = ("--local", "--threads", "1", "--log-format", "json", "--log-level", "debug", "--api-key=sk-overridden")
+    with ServerProcess(*options, "--api-key", "sk-0123456789", environment=environment) as server:
+        command = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
+        assert b"--log-level" in command
+        assert b"sk-" not in command
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="sk-0123456789") as client:
             answer = client.completions.create(
                 model=client.models.list().data[0].id,
@@ -100,4 +104,4 @@ def test_a_server_writes_nothing_but_objects() -> None:
     assert 0 < mine["ttft_ms"] <= mine["ms"]
     assert {"prompt_tokens", "queue_ms", "prefill_ms", "decode_ms"} <= mine.keys()
     assert sorted(line["status"] for line in access.values()) == [200, 401]
-    assert "sk-0123456789" not in output
+    assert "sk-" not in output
