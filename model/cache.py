@@ -99,12 +99,23 @@ class MemoryCache:
 
     def copy_blocks(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copies the pairs of blocks into others, no target twice; all are read before any is written."""
-        _copy_rows(self.keys, sources, targets)
-        _copy_rows(self.values, sources, targets)
+        for pool in (self.keys, self.values):
+            _write_rows(pool, targets, _read_rows(pool, sources))
 
     def copy_slots(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copies the state in slots into others, as `copy_blocks` does pairs."""
-        _copy_rows(self.state, sources, targets)
+        _write_rows(self.state, targets, _read_rows(self.state, sources))
+
+    def read(self, blocks: Sequence[int], slots: Sequence[int]) -> tuple[Tensor, ...]:
+        """A copy of the pairs in blocks and of the state in slots, for `write`, here or in a cache elsewhere."""
+        return _read_rows(self.keys, blocks), _read_rows(self.values, blocks), _read_rows(self.state, slots)
+
+    def write(self, blocks: Sequence[int], slots: Sequence[int], contents: tuple[Tensor, ...]) -> None:
+        """Puts in what `read` has read, from a cache of the same network and layout."""
+        for pool, rows, content in zip(
+            (self.keys, self.values, self.state), (blocks, blocks, slots), contents, strict=True
+        ):
+            _write_rows(pool, rows, content)
 
     @staticmethod
     def block_bytes(config: NetworkConfig, block_size: int, memory_dtype: torch.dtype) -> int:
@@ -166,10 +177,13 @@ class MemoryBatch:
         return max(computed + new for computed, new in zip(self.num_computed, self.num_new, strict=True)) - 1
 
 
-def _copy_rows(pool: Tensor, sources: Sequence[int], targets: Sequence[int]) -> None:
-    """pool [n_layer, rows, ...]."""
-    rows = pool.index_select(1, torch.tensor(sources, dtype=torch.int64, device=pool.device))
-    pool.index_copy_(1, torch.tensor(targets, dtype=torch.int64, device=pool.device), rows)
+def _read_rows(pool: Tensor, rows: Sequence[int]) -> Tensor:
+    """pool [n_layer, all rows, ...] -> [n_layer, rows, ...]."""
+    return pool.index_select(1, torch.tensor(rows, dtype=torch.int64, device=pool.device))
+
+
+def _write_rows(pool: Tensor, rows: Sequence[int], content: Tensor) -> None:
+    pool.index_copy_(1, torch.tensor(rows, dtype=torch.int64, device=pool.device), content.to(pool.device))
 
 
 def _num_state_vectors(config: NetworkConfig) -> int:

@@ -32,7 +32,7 @@ app = typer.Typer(
 
 # What `generate` and `info` take: the rest of the settings is about serving many requests.
 ENGINE_OPTIONS = ("model", "device", "dtype", "memory_dtype", "kernel", "threads", "max_model_len")
-INFO_OPTIONS = (*ENGINE_OPTIONS, "max_num_seqs", "block_size", "memory", "prefix_cache")
+INFO_OPTIONS = (*ENGINE_OPTIONS, "max_num_seqs", "block_size", "memory", "prefix_cache", "swap_memory")
 BATCH_OPTIONS = (*INFO_OPTIONS, "max_num_batched_tokens", "served_model_name", "log_format")
 
 Config = Annotated[

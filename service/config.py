@@ -30,6 +30,7 @@ class EngineConfig:
     block_size: int = 32
     memory_bytes: int | None = None
     prefix_cache: bool = True
+    swap_bytes: int | None = None
     max_num_waiting: int = 256
     max_num_waiting_tokens: int = 262_144
     stall_timeout_s: float = 60.0
@@ -38,13 +39,15 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_num_waiting_tokens"):
             _require_positive(name, getattr(self, name))
-        for name in ("num_threads", "max_model_len", "memory_bytes"):
+        for name in ("num_threads", "max_model_len", "memory_bytes", "swap_bytes"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))
         if self.max_num_waiting < 0:
             raise ValueError(f"max_num_waiting must be 0 or more, got {self.max_num_waiting}")
         if self.stall_timeout_s <= 0:
             raise ValueError(f"stall_timeout_s must be positive, got {self.stall_timeout_s}")
+        if self.swap_bytes and not self.prefix_cache:
+            raise ValueError("swap_memory keeps what the prefix cache has no room for: it needs prefix_cache")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "

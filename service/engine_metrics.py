@@ -15,6 +15,7 @@ _GAUGES = (
     ("num_requests_running", "Requests being generated.", "num_running"),
     ("num_requests_waiting", "Requests that wait for their turn.", "num_waiting"),
     ("prefix_cache_blocks", "Complete blocks that the prefix cache can find, in use or not.", "num_cached_blocks"),
+    ("swapped_blocks", "Blocks that wait outside of the memory cache.", "num_swapped_blocks"),
     ("prefix_cache_snapshots", "States that the prefix cache can go on from.", "num_snapshots"),
 )
 _COUNTERS = (
@@ -26,7 +27,9 @@ _COUNTERS = (
     ("num_resumptions", "Times a preempted request got memory again.", "num_resumptions"),
     ("prefix_cache_queries", "Tokens that the prefix cache was asked about.", "num_queried_tokens"),
     ("prefix_cache_hits", "Tokens that it had, and that were not computed.", "num_hit_tokens"),
-    ("prefix_cache_evictions", "Blocks that it had to forget.", "num_evictions"),
+    ("prefix_cache_evictions", "Blocks that it had to forget, or to swap out.", "num_evictions"),
+    ("swapped_out_blocks", "Blocks moved out of the memory cache.", "num_swap_outs"),
+    ("swapped_in_blocks", "Blocks moved back into it.", "num_swap_ins"),
     ("engine_aborted", "Requests ended by their client.", "num_aborted"),
     ("engine_step_seconds", "Time spent in steps.", "step_time_s"),
     ("engine_forward_seconds", "Time spent in the model.", "forward_time_s"),

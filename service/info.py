@@ -65,6 +65,8 @@ def _memory_facts(config: EngineConfig, model: NetworkConfig) -> dict[str, Any]:
         "bytes_per_sequence": slot_bytes + window_bytes(config, model, memory_dtype),
         "prefix_cache": config.prefix_cache,
         "snapshot_bytes": plan.num_snapshots * slot_bytes,
+        "swap_bytes": plan.num_swap_blocks
+        * (MemoryCache.block_bytes(model, config.block_size, memory_dtype) + slot_bytes),
         "cache_bytes": plan.num_bytes,
         "available_bytes": available_bytes(config.device),
         "cache_tokens": num_pairs,

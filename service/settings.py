@@ -77,6 +77,14 @@ class EngineSettings(BaseModel):
     prefix_cache: bool = option(
         True, "Limits", "Share the memory of texts that begin alike; --no-prefix-cache switches that off."
     )
+    swap_memory: Bytes = option(
+        None,
+        "Limits",
+        "Size of a second pool, in the machine's own memory, for what has to leave the memory cache. Of use beside a "
+        "GPU; on a CPU more --memory does better. Default: none.",
+        ge=1,
+        metavar="SIZE",
+    )
 
 
 class ServeSettings(EngineSettings):
@@ -203,6 +211,7 @@ class ServeSettings(EngineSettings):
                 max_num_batched_tokens=self.max_num_batched_tokens,
                 block_size=self.block_size,
                 prefix_cache=self.prefix_cache,
+                swap_bytes=self.swap_memory,
                 memory_bytes=self.memory,
                 max_num_waiting=self.max_num_waiting,
                 max_num_waiting_tokens=self.max_num_waiting_tokens,

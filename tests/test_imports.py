@@ -28,7 +28,17 @@ NEVER = {
 }
 STDLIB_ONLY = (
     *("request", "stats", "distribution", "meter", "record", "inspection", "errors"),
-    *("block_manager", "prefix_cache", "short_term", "step", "scheduler", "sequence", "waiting_queue"),
+    *(
+        "block_manager",
+        "prefix_keys",
+        "prefix_cache",
+        "swap_pool",
+        "short_term",
+        "step",
+        "scheduler",
+        "sequence",
+        "waiting_queue",
+    ),
     *("admission", "drain_rate"),
 )
 # The composition root of Ray, and what it owns.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from service.engine.prefix_cache import CachedPrefix, PrefixCache, StateSnapshot
 from service.engine.sequence import Sequence
 from service.engine.short_term import ShortTermBlocks
+from service.engine.swap_pool import SwapPool
 
 
 class BlockManager:
@@ -30,13 +31,17 @@ class BlockManager:
         look_ahead: int = 1,
         has_prefix_cache: bool = True,
         short_term: ShortTermBlocks | None = None,
+        num_swap_blocks: int = 0,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_slots = num_slots
         self.look_ahead = look_ahead
         self.short_term = short_term
-        self.prefix_cache = PrefixCache(num_blocks, block_size, num_slots, look_ahead, is_enabled=has_prefix_cache)
+        self.swap_pool = SwapPool(num_swap_blocks)
+        self.prefix_cache = PrefixCache(
+            num_blocks, block_size, num_slots, look_ahead, is_enabled=has_prefix_cache, swap_pool=self.swap_pool
+        )
         self._free_blocks = list(range(num_blocks - 1, -1, -1))
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._num_holders = [0] * num_blocks
@@ -71,8 +76,13 @@ class BlockManager:
             sequence.block_table.append(block)
 
     def find(self, sequence: Sequence) -> CachedPrefix:
-        """The longest prefix in memory that `sequence` can go on from, with a token left to absorb. Changes nothing."""
+        """The longest prefix in memory that `sequence` can go on from, with a token left to absorb.
+
+        Brings back what lies in the swap pool; otherwise changes nothing.
+        """
         prefix = self.prefix_cache.find(sequence)
+        if self.prefix_cache.bring_back(sequence, prefix, self._free_blocks):
+            prefix = self.prefix_cache.find(sequence)
         if self.short_term is None:
             return prefix
         keys = self.prefix_cache.keys(sequence, prefix.num_tokens)

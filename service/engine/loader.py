@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,17 +53,23 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         look_ahead=LOOK_AHEAD,
         has_prefix_cache=config.prefix_cache,
         short_term=_short_term(model.config, memory, config.block_size),
+        num_swap_blocks=memory.num_swap_blocks,
     )
-    cache = MemoryCache(
+    make_cache = partial(
+        MemoryCache,
         model.config,
-        num_blocks=memory.num_blocks + memory.num_short_blocks,
         block_size=config.block_size,
-        num_slots=blocks.num_slots + blocks.prefix_cache.num_slots,
-        device=config.device,
         memory_dtype=memory_dtype,
         state_dtype=state_dtype,
         keys_by_dimension=kernel.keys_by_dimension,
     )
+    cache = make_cache(
+        num_blocks=memory.num_blocks + memory.num_short_blocks,
+        num_slots=blocks.num_slots + blocks.prefix_cache.num_slots,
+        device=config.device,
+    )
+    num_places = memory.num_swap_blocks
+    swap = make_cache(num_blocks=num_places, num_slots=num_places, device="cpu") if num_places else None
     watch.lap("memory")
     scheduler = Scheduler(
         SchedulerConfig(
@@ -92,7 +99,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     grammars = _grammar_compiler(Path(config.model_dir), model.config.num_sampled_tokens)
     constraints = Constraints(grammars, model.config.eos_token_id) if grammars else None
     return AsyncEngine(
-        Engine(scheduler, ModelRunner(kernel, cache, model.config, constraints)),
+        Engine(scheduler, ModelRunner(kernel, cache, model.config, constraints, swap)),
         info,
         grammars=grammars,
         stall_timeout_s=config.stall_timeout_s,

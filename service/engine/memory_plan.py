@@ -27,6 +27,8 @@ class MemoryPlan:
     num_bytes: int
     num_short_blocks: int = 0
     """Beside the others, in a network with a short-term memory."""
+    num_swap_blocks: int = 0
+    """Each with its snapshot, in a pool of their own beside `num_bytes`."""
 
 
 def plan_memory(
@@ -63,7 +65,30 @@ def plan_memory(
     num_blocks = max(num_blocks, 1)
     num_snapshots = num_blocks + config.max_num_seqs if config.prefix_cache else 0
     num_bytes = num_blocks * block_bytes + fixed_bytes
-    return MemoryPlan(max_model_len, num_blocks, config.max_num_seqs, num_snapshots, num_bytes, num_short_blocks)
+    return MemoryPlan(
+        max_model_len,
+        num_blocks,
+        config.max_num_seqs,
+        num_snapshots,
+        num_bytes,
+        num_short_blocks,
+        _num_swap_blocks(config, model, block_bytes, num_bytes),
+    )
+
+
+def _num_swap_blocks(config: EngineConfig, model: NetworkConfig, block_bytes: int, num_bytes: int) -> int:
+    """Blocks of `block_bytes` in the pool to swap into. Raises MemoryError where it does not fit beside the cache."""
+    if config.swap_bytes is None:
+        return 0
+    if isinstance(model, MosaicV2Config):
+        raise ValueError("swap_memory cannot be used with this model: its short-term memory does not swap")  # noqa: TRY004
+    available = available_bytes("cpu") - (num_bytes if torch.device(config.device).type == "cpu" else 0)
+    if not block_bytes <= config.swap_bytes <= available:
+        raise MemoryError(
+            f"swap_memory is {_size(config.swap_bytes)}: it must be at least {_size(block_bytes)}, one block, and at "
+            f"most {_size(available)}, which is available"
+        )
+    return config.swap_bytes // block_bytes
 
 
 def window_bytes(config: EngineConfig, model: NetworkConfig, memory_dtype: torch.dtype) -> int:

@@ -1,20 +1,18 @@
-"""Finds the beginning of a text in memory: which blocks and snapshots hold which text. Integers and hashes only.
+"""Finds the beginning of a text in memory: which blocks and snapshots hold which text. Integers and keys only.
 
 Who holds a block is the block manager's affair; here a block is in use or idle, and an idle one may be evicted.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from hashlib import blake2b
 
+from service.engine.prefix_keys import PrefixKeys
 from service.engine.sequence import Sequence
-
-_KEY_BYTES = 32
+from service.engine.swap_pool import SwapPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +55,29 @@ class _Tail:
 class PrefixCache:
     """What is known of every block whose content can be found again.
 
-    A text is known by a chain of hashes over its tokens and its cache salt. BLAKE2b with 256 bits: nobody can make
-    two texts of one hash, so equal hashes are equal texts. Block m of a text is complete, and gets the hash of all
-    tokens up to there, after (m + 1) * block_size + look_ahead tokens; the state at that point is its snapshot, in a
-    slot that belongs to the block. Beside those there are a few *tails*: the state just before a prompt's last token,
-    for others with the same prompt, which then absorb that one token.
+    Block m of a text is complete, and gets the key of all tokens up to there, after (m + 1) * block_size + look_ahead
+    tokens; the state at that point is its snapshot, in a slot that belongs to the block. Beside those there are a few
+    *tails*: the state just before a prompt's last token, for others with the same prompt, which then absorb that one.
 
-    Slots of snapshots come after the `num_slots` of sequences: one for each block, then `num_slots` for tails.
+    Slots of snapshots come after the `num_slots` of sequences: one for each block, then `num_slots` for tails. Blocks
+    that are evicted go to `swap_pool`, where there is one.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, num_slots: int, look_ahead: int = 1, *, is_enabled: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int,
+        look_ahead: int = 1,
+        *,
+        is_enabled: bool = True,
+        swap_pool: SwapPool | None = None,
     ) -> None:
         self.block_size = block_size
         self.look_ahead = look_ahead
+        self._keys = PrefixKeys(block_size, look_ahead)
         self.is_enabled = is_enabled
+        self.swap_pool = swap_pool or SwapPool(0)
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
         self.num_evictions = 0
@@ -116,14 +122,14 @@ class PrefixCache:
         # Whoever asks about a prompt's tokens needs the logits after each of them.
         if not self.is_enabled or sequence.wants_prompt_logprobs:
             return CachedPrefix()
-        keys = self._keys(sequence, sequence.fork_point)
+        keys = self._keys.of_blocks(sequence, sequence.fork_point)
         blocks: list[int] = []
         for key in keys:
             block = self._blocks.get(key)
             if block is None:
                 return self._whole_blocks(blocks, is_growing=key in self._growing)
             blocks.append(block)
-        tail_key = self._tail_key(sequence)
+        tail_key = self._keys.of_tail(sequence)
         tail = self._tails.get(tail_key) if tail_key else None
         if tail is None:
             return self._whole_blocks(blocks, is_growing=tail_key in self._growing)
@@ -136,13 +142,13 @@ class PrefixCache:
 
     def keys(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
         """Of the blocks of a prefix of so many tokens that was found, a tail's last."""
-        keys, tail_key = self._keys(sequence, num_tokens), self._tail_key(sequence)
+        keys, tail_key = self._keys.of_blocks(sequence, num_tokens), self._keys.of_tail(sequence)
         return [*keys, tail_key] if tail_key and num_tokens == sequence.fork_point else keys
 
     def _whole_blocks(self, blocks: list[int], *, is_growing: bool) -> CachedPrefix:
         if not blocks:
             return CachedPrefix(is_growing=is_growing)
-        snapshot = StateSnapshot(self._end(len(blocks) - 1), self._first_slot + blocks[-1])
+        snapshot = StateSnapshot(self._keys.end(len(blocks) - 1), self._first_slot + blocks[-1])
         return CachedPrefix(tuple(blocks), None, snapshot, is_growing)
 
     def begin(self, sequence: Sequence, prefix: CachedPrefix) -> None:
@@ -151,12 +157,11 @@ class PrefixCache:
             return
         if prefix.tail is not None:
             self._tails.move_to_end(self._tail_keys[prefix.tail])
-            if prefix.tail in self._idle:
-                self._idle.move_to_end(prefix.tail)
+            self._touch(prefix.tail)
         if sequence.num_cached_tokens is None:  # what a preempted sequence finds again is no news
             self.num_queried_tokens += sequence.num_tokens
             self.num_hit_tokens += prefix.num_tokens
-        for key in (*self._keys(sequence, sequence.fork_point), self._tail_key(sequence)):
+        for key in (*self._keys.of_blocks(sequence, sequence.fork_point), self._keys.of_tail(sequence)):
             if key and key not in self._blocks and key not in self._tails:
                 self._growing.setdefault(key, sequence)
 
@@ -170,11 +175,13 @@ class PrefixCache:
         """Where to keep which states while `sequence` absorbs its tokens `start` .. `end` - 1. To be booked after."""
         if not self.is_enabled:
             return ()
-        first, last = self._num_complete(start), self._num_complete(end)
-        has_tail = start < sequence.fork_point <= end and self._tail_key(sequence)
+        first, last = self._keys.num_complete(start), self._keys.num_complete(end)
+        has_tail = start < sequence.fork_point <= end and self._keys.of_tail(sequence)
         if first == last and not has_tail:
             return ()
-        wanted = [StateSnapshot(self._end(m), self._first_slot + sequence.block_table[m]) for m in range(first, last)]
+        wanted = [
+            StateSnapshot(self._keys.end(m), self._first_slot + sequence.block_table[m]) for m in range(first, last)
+        ]
         if has_tail:
             wanted.append(StateSnapshot(sequence.fork_point, self._take_tail_slot()))
         return tuple(wanted)
@@ -186,7 +193,7 @@ class PrefixCache:
             if rest:
                 self._book_tail(sequence, sequence.block_table[m], snapshot)
                 continue
-            key = self._keys(sequence, snapshot.num_tokens)[m - 1]
+            key = self._keys.of_blocks(sequence, snapshot.num_tokens)[m - 1]
             block = sequence.block_table[m - 1]
             if key not in self._blocks:
                 self._blocks[key] = block
@@ -194,7 +201,7 @@ class PrefixCache:
             self._growing.pop(key, None)
 
     def _book_tail(self, sequence: Sequence, block: int, snapshot: StateSnapshot) -> None:
-        key = self._tail_key(sequence)
+        key = self._keys.of_tail(sequence)
         assert key
         self._growing.pop(key, None)
         if key in self._tails:
@@ -217,9 +224,42 @@ class PrefixCache:
         self.num_evictions += self.is_cached(block)
         if key := self._block_keys.pop(block, None):
             del self._blocks[key]
+            self.swap_pool.send(key, block, self._first_slot + block)
         if key := self._tail_keys.get(block):
             self._free_tail_slots.append(self._drop_tail(key).slot)
         return block
+
+    def bring_back(self, sequence: Sequence, prefix: CachedPrefix, free_blocks: list[int]) -> bool:
+        """Makes `prefix`, which `find` has found, longer by what the swap pool has; whether there was anything.
+
+        Takes blocks from `free_blocks`, then idle ones.
+        """
+        if not self.swap_pool.num_blocks or prefix.tail is not None or prefix.is_growing:
+            return False
+        if sequence.wants_prompt_logprobs:
+            return False
+        for block in prefix.blocks:
+            self._touch(block)
+        num_spare = len(free_blocks) + len(self._idle) - sum(block in self._idle for block in prefix.blocks)
+        num_brought = 0
+        for key in self._keys.of_blocks(sequence, sequence.fork_point)[len(prefix.blocks) :]:
+            place = self.swap_pool.place_of(key)
+            if num_spare == 0 or (place is None and key not in self._blocks):
+                break
+            num_spare -= 1
+            if key in self._blocks or place is None:
+                self._touch(self._blocks[key])
+                continue
+            block = free_blocks.pop() if free_blocks else self.evict()
+            self._blocks[key], self._block_keys[block] = block, key
+            self._idle[block] = None
+            self.swap_pool.bring_back(place, block, self._first_slot + block)
+            num_brought += 1
+        return num_brought > 0
+
+    def _touch(self, block: int) -> None:
+        if block in self._idle:
+            self._idle.move_to_end(block)
 
     def _take_tail_slot(self) -> int:
         if self._free_tail_slots:
@@ -233,33 +273,6 @@ class PrefixCache:
             self._idle.move_to_end(tail.block, last=False)  # of no use any more
         return tail
 
-    def _end(self, m: int) -> int:
-        """Tokens after which block m is complete."""
-        return (m + 1) * self.block_size + self.look_ahead
-
-    def _num_complete(self, num_tokens: int) -> int:
-        """Blocks that so many tokens complete."""
-        return max(num_tokens - self.look_ahead, 0) // self.block_size
-
-    def _keys(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
-        """Of every block that `num_tokens` tokens complete. The sequence keeps those worked out before."""
-        keys, num_blocks = sequence.block_keys, self._num_complete(num_tokens)
-        for m in range(len(keys), num_blocks):
-            start = self._end(m - 1) if m else 0
-            keys.append(_chain(keys[-1] if m else _root(sequence), sequence.token_ids[start : self._end(m)]))
-        return keys if len(keys) == num_blocks else keys[:num_blocks]
-
-    def _tail_key(self, sequence: Sequence) -> bytes | None:
-        """Of the text up to the fork point; None where that is the end of a block, or too early for a pair."""
-        num_tokens = sequence.fork_point
-        if (num_tokens - self.look_ahead) % self.block_size == 0 or num_tokens <= self.look_ahead:
-            return None
-        if sequence.tail_key is None:
-            keys = self._keys(sequence, num_tokens)
-            start = self._end(len(keys) - 1) if keys else 0
-            sequence.tail_key = _chain(keys[-1] if keys else _root(sequence), sequence.token_ids[start:num_tokens])
-        return sequence.tail_key
-
     def check_integrity(self, num_holders: SequenceOf[int], running: Iterable[Sequence]) -> None:
         """Raises AssertionError when tables, idle blocks or slots contradict each other or `num_holders` per block."""
         assert {block: key for key, block in self._blocks.items()} == self._block_keys, "blocks and keys differ"
@@ -272,15 +285,8 @@ class PrefixCache:
         first = self._first_slot + self._num_blocks
         assert slots == list(range(first, first + len(slots))), "a tail's slot is lost or has two owners"
         assert len(slots) == (self._first_slot if self.is_enabled else 0)
+        self.swap_pool.check_integrity()
         alive = set(running)
         for key, sequence in self._growing.items():
             assert sequence in alive, "a text is awaited from a sequence that does not run"
             assert key not in self._blocks, "a text is awaited that is there"
-
-
-def _root(sequence: Sequence) -> bytes:
-    return blake2b(sequence.request.cache_salt.encode(), digest_size=_KEY_BYTES).digest()
-
-
-def _chain(key: bytes, token_ids: list[int]) -> bytes:
-    return blake2b(key + array("I", token_ids).tobytes(), digest_size=_KEY_BYTES).digest()

@@ -23,14 +23,20 @@ class ModelRunner:
     """A network, as a kernel, with its memory cache.
 
     Ids at or beyond `tokenizer_vocab_size` of the model's config are padding of its embedding: never sampled.
-    Without `constraints` no request may have a grammar.
+    Without `constraints` no request may have a grammar. Blocks swap out of `cache` into `swap`, with their snapshots.
     """
 
     def __init__(
-        self, kernel: Kernel, cache: MemoryCache, config: NetworkConfig, constraints: Constraints | None = None
+        self,
+        kernel: Kernel,
+        cache: MemoryCache,
+        config: NetworkConfig,
+        constraints: Constraints | None = None,
+        swap: MemoryCache | None = None,
     ) -> None:
         self.kernel = kernel
         self.cache = cache
+        self.swap = swap
         self._has_short_term = isinstance(config, MosaicV2Config)
         self._constraints = constraints
         self._num_sampled_ids = config.num_sampled_tokens
@@ -39,10 +45,7 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> StepOutput:
         """Absorbs the plan's tokens into the cache and samples where a sequence's last known token was among them."""
-        if plan.block_copies:
-            self.cache.copy_blocks(*zip(*plan.block_copies, strict=True))
-        if plan.slot_copies:
-            self.cache.copy_slots(*zip(*plan.slot_copies, strict=True))
+        self._move(plan)
         if not any(item.sequence.wants_prompt_logprobs for item in plan.scheduled):
             return self._sample(plan, self.kernel.step(self._token_ids(plan), self._batch(plan)))
         # Of a sequence whose prompt is asked about the logits after every token, of the others those after the last.
@@ -62,6 +65,22 @@ class ModelRunner:
             if item.sequence.wants_prompt_logprobs
         }
         return replace(result, prompt_logprobs=prompt_logprobs)
+
+    def _move(self, plan: SchedulerOutput) -> None:
+        """Swaps and copies. Whatever is read is read before anything of the same kind is written."""
+        leaving = None
+        if plan.swap_outs:
+            blocks, slots, out_places = zip(*plan.swap_outs, strict=True)
+            leaving = self.cache.read(blocks, slots)
+        if plan.block_copies:
+            self.cache.copy_blocks(*zip(*plan.block_copies, strict=True))
+        if plan.swap_ins and self.swap is not None:
+            blocks, slots, places = zip(*plan.swap_ins, strict=True)
+            self.cache.write(blocks, slots, self.swap.read(places, places))
+        if leaving is not None and self.swap is not None:
+            self.swap.write(out_places, out_places, leaving)
+        if plan.slot_copies:
+            self.cache.copy_slots(*zip(*plan.slot_copies, strict=True))
 
     def _sample(self, plan: SchedulerOutput, logits: Tensor) -> StepOutput:
         """`logits` [scheduled, vocab_size] after the last token of each scheduled sequence."""

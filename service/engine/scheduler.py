@@ -125,7 +125,7 @@ class Scheduler:
                 can_admit &= self._schedule_prompt(draft, sequence)
         if can_admit:
             self._admit(draft)
-        return draft.finish()
+        return draft.finish(self.blocks.swap_pool)
 
     def _schedule_decodes(self, draft: Draft) -> bool:
         """False where somebody had to be preempted."""

@@ -19,7 +19,8 @@ class EngineStats:
 
     `num_free_blocks` nobody uses; of them `num_idle_blocks` hold what the prefix cache can find, as do
     `num_cached_blocks` complete blocks, in use or idle, and `num_snapshots` states. The tokens are those that the
-    prefix cache was asked about, and had; an eviction is a block it had to forget.
+    prefix cache was asked about, and had; an eviction is a block it had to forget, or to swap out. `num_swapped_blocks`
+    wait outside of the memory cache.
     """
 
     replica: str
@@ -41,6 +42,9 @@ class EngineStats:
     num_queried_tokens: int = 0
     num_hit_tokens: int = 0
     num_evictions: int = 0
+    num_swapped_blocks: int = 0
+    num_swap_outs: int = 0
+    num_swap_ins: int = 0
     step_time_s: float = 0.0
     forward_time_s: float = 0.0
     idle_time_s: float = 0.0

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from service.engine.prefix_cache import StateSnapshot
 from service.engine.request import TokenLogprob
 from service.engine.sequence import Sequence
+from service.engine.swap_pool import Swap, SwapPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,13 @@ class ScheduledSequence:
 class SchedulerOutput:
     """The plan of one step, at most `max_num_batched_tokens` tokens, each sequence at most once.
 
-    Before anything else, blocks and state slots are copied (from, to); all are read before any is written.
+    Before anything else, blocks are swapped out and in, and blocks and state slots are copied (from, to). All this
+    reads blocks as they were before it, and slots as they are after the swaps.
     """
 
     scheduled: tuple[ScheduledSequence, ...]
+    swap_outs: tuple[Swap, ...] = ()
+    swap_ins: tuple[Swap, ...] = ()
     block_copies: tuple[tuple[int, int], ...] = ()
     slot_copies: tuple[tuple[int, int], ...] = ()
 
@@ -67,5 +71,7 @@ class Draft:
     block_copies: list[tuple[int, int]] = field(default_factory=list)
     slot_copies: list[tuple[int, int]] = field(default_factory=list)
 
-    def finish(self) -> SchedulerOutput:
-        return SchedulerOutput(tuple(self.scheduled), tuple(self.block_copies), tuple(self.slot_copies))
+    def finish(self, swap_pool: SwapPool) -> SchedulerOutput:
+        # A plan without sequences is not executed: what is to be swapped then waits for the next.
+        outs, ins = swap_pool.take() if self.scheduled else ((), ())
+        return SchedulerOutput(tuple(self.scheduled), outs, ins, tuple(self.block_copies), tuple(self.slot_copies))

@@ -51,6 +51,7 @@ class ScriptedRunner:
         self.window = window
         self.absorbed: dict[int, list[int]] = {}
         self.pairs: dict[int, dict[int, list[int]]] = defaultdict(dict)
+        self.swapped: dict[int, tuple[dict[int, list[int]], list[int]]] = {}
         self.num_computed: Counter[str] = Counter()
         self.max_tokens_seen = 0
         self.on_step = on_step
@@ -58,7 +59,12 @@ class ScriptedRunner:
     def execute(self, plan: SchedulerOutput) -> StepOutput:
         self.on_step()
         self.max_tokens_seen = max(self.max_tokens_seen, plan.num_tokens)
+        leaving = {s.place: (dict(self.pairs[s.block]), list(self.absorbed[s.slot])) for s in plan.swap_outs}
         self.pairs.update({target: dict(self.pairs[source]) for source, target in plan.block_copies})
+        for swap in plan.swap_ins:
+            pairs, absorbed = self.swapped[swap.place]
+            self.pairs[swap.block], self.absorbed[swap.slot] = dict(pairs), list(absorbed)
+        self.swapped.update(leaving)
         self.absorbed.update({target: list(self.absorbed[source]) for source, target in plan.slot_copies})
         for item in plan.scheduled:
             self._absorb(item)
@@ -127,6 +133,7 @@ def make_scheduler(
     has_prefix_cache: bool = True,
     window: int | None = None,
     spare_short_blocks: int = 0,
+    num_swap_blocks: int = 0,
 ) -> Scheduler:
     """With a `window` there are short-term blocks as well: as many as any step needs, and some to spare."""
     config = SchedulerConfig(max_num_seqs, max_num_batched_tokens, max_model_len, VOCAB_SIZE, EOS)
@@ -137,7 +144,12 @@ def make_scheduler(
         )
         short_term = ShortTermBlocks(num_blocks, needed + spare_short_blocks, block_size, window)
     blocks = BlockManager(
-        num_blocks, block_size, max_num_seqs, has_prefix_cache=has_prefix_cache, short_term=short_term
+        num_blocks,
+        block_size,
+        max_num_seqs,
+        has_prefix_cache=has_prefix_cache,
+        short_term=short_term,
+        num_swap_blocks=num_swap_blocks,
     )
     return Scheduler(config, blocks, clock or Clock())
 

@@ -119,6 +119,18 @@ def test_under_pressure_with_evictions_and_preemptions(served: Served, alone: di
     assert engine.scheduler.blocks.num_free_blocks == 16
 
 
+def test_under_pressure_with_a_pool_to_swap_into(served: Served, alone: dict[str, Answer]) -> None:
+    kernel, config = served
+    blocks = BlockManager(16, 32, 6, num_swap_blocks=20)
+    engine = engine_over(kernel, config, blocks, 97, torch.float16)
+    requests = make_requests(config.vocab_size)
+    for _ in range(2):
+        assert answers(engine, requests) == alone
+    assert engine.scheduler.num_preemptions > 0
+    assert blocks.swap_pool.num_outs > 0
+    assert blocks.swap_pool.num_ins > 0
+
+
 def test_a_conversation_of_many_turns(served: Served) -> None:
     kernel, config = served
     engine = engine_with_cache(served)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from service.engine.engine import Engine
-from service.engine.prefix_cache import PrefixCache
+from service.engine.prefix_keys import PrefixKeys
 from service.engine.request import Request, RequestOutput
 from service.engine.sequence import Sequence
 from tests.engine.scripted import ScriptedRunner, continuation, make_engine, make_request, make_scheduler
@@ -168,6 +168,30 @@ def test_a_preempted_sequence_absorbs_again_only_what_was_evicted() -> None:
     assert cached(outputs["b"]) == 0, "what it finds again it had absorbed itself"
 
 
+def test_with_room_to_swap_a_preempted_sequence_absorbs_again_less_than_a_block() -> None:
+    scheduler = make_scheduler(num_blocks=9, max_num_seqs=2, max_num_batched_tokens=32, num_swap_blocks=9)
+    engine = make_engine(scheduler)
+    run(engine, make("a", prompt_of(15), max_tokens=16), make("b", prompt_of(16), max_tokens=14))
+    assert scheduler.num_preemptions == 1
+    assert computed(engine)["a"] == 30
+    assert 0 < computed(engine)["b"] - 29 <= SIZE
+    pool = scheduler.blocks.swap_pool
+    assert 0 < pool.num_ins <= pool.num_outs
+
+
+def test_what_was_evicted_comes_back_from_the_swap_pool_until_that_is_full_too() -> None:
+    scheduler = make_scheduler(num_blocks=8, num_swap_blocks=6)
+    engine = make_engine(scheduler)
+    for name, length in (("a", 13), ("b", 14), ("c", 15), ("d", 16)):
+        run(engine, make(name, prompt_of(length), max_tokens=1))
+    # Four texts of three complete blocks each, of which eight fit into memory and six beside it.
+    found = {n: cached(run(engine, make(f"{n}", prompt_of(n), max_tokens=1))[f"{n}"]) for n in (14, 15, 16, 13)}
+    assert found[15] >= 13
+    assert found[16] >= 13
+    assert found[13] < 13
+    assert scheduler.blocks.swap_pool.num_blocks <= 6
+
+
 def test_what_was_absorbed_before_a_preemption_is_not_called_cached() -> None:
     engine = make_engine(make_scheduler(num_blocks=8, max_num_seqs=2, max_num_batched_tokens=2))
     outputs = run(engine, make("a", prompt_of(13), max_tokens=12), make("b", prompt_of(17)))
@@ -197,14 +221,14 @@ def test_without_it_nothing_is_kept_and_nobody_waits() -> None:
 
 
 def test_hashes_tell_all_texts_apart() -> None:
-    cache = PrefixCache(1, 2, 1)
+    keys_of = PrefixKeys(2, 1)
     seen: dict[bytes, tuple[object, ...]] = {}
     for salt in ("", "a"):
         for length in range(8):
             for number in range(2**length):
                 tokens = tuple(number >> i & 1 for i in range(length))
                 sequence = Sequence(make("x", (*tokens, 0), salt=salt), 0.0)
-                keys = [*cache._keys(sequence, length), cache._tail_key(sequence)]
+                keys = [*keys_of.of_blocks(sequence, length), keys_of.of_tail(sequence)]
                 ends = [3 + 2 * m for m in range(len(keys) - 1)] + [length]
                 for key, end in zip(keys, ends, strict=True):
                     if key is not None:

@@ -213,9 +213,16 @@ class RandomTraffic(RuleBasedStateMachine):
         extra=st.integers(0, 8),
         window=st.none() | st.integers(1, 11),
         spare_short_blocks=st.integers(0, 6),
+        num_swap_blocks=st.sampled_from([0, 1, 5, 20]),
     )
     def start(
-        self, num_blocks: int, max_num_seqs: int, extra: int, window: int | None, spare_short_blocks: int
+        self,
+        num_blocks: int,
+        max_num_seqs: int,
+        extra: int,
+        window: int | None,
+        spare_short_blocks: int,
+        num_swap_blocks: int,
     ) -> None:
         self.engine = make_engine(
             make_scheduler(
@@ -224,6 +231,7 @@ class RandomTraffic(RuleBasedStateMachine):
                 max_num_batched_tokens=max_num_seqs + extra,
                 window=window,
                 spare_short_blocks=spare_short_blocks,
+                num_swap_blocks=num_swap_blocks,
             )
         )
         self.requests: dict[str, Request] = {}

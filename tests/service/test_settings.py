@@ -99,7 +99,7 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
         "max_num_batched_tokens": 77,
         "memory": "1MiB",
         "block_size": 8,
-        "prefix_cache": False,
+        "swap_memory": "2MiB",
         "max_num_waiting": 6,
         "max_num_waiting_tokens": 9,
     }
@@ -116,12 +116,13 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
         max_num_batched_tokens=77,
         block_size=8,
         memory_bytes=2**20,
-        prefix_cache=False,
+        swap_bytes=2**21,
         max_num_waiting=6,
         max_num_waiting_tokens=9,
     )
     unset = {f.name for f in fields(EngineConfig) if getattr(config, f.name) == getattr(EngineConfig("x"), f.name)}
-    assert unset == {"stall_timeout_s"}
+    assert unset == {"stall_timeout_s", "prefix_cache"}
+    assert not load_settings({"prefix_cache": False}, {}, None).engine_config().prefix_cache
 
 
 def test_defaults_are_those_of_the_engine_config() -> None:
@@ -136,6 +137,8 @@ def test_a_gpu_for_each_replica_means_cuda() -> None:
 
 def test_contradictions_are_reported_by_option() -> None:
     settings = load_settings({"max_num_batched_tokens": 2}, {}, None)
+    with pytest.raises(UsageError, match=r"^--swap-memory .* needs --prefix-cache"):
+        load_settings({"swap_memory": 1, "prefix_cache": False}, {}, None).engine_config()
     with pytest.raises(UsageError, match=r"^--max-num-batched-tokens \(2\) must be at least --max-num-seqs"):
         settings.engine_config()
 
