@@ -102,6 +102,7 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
         "swap_memory": "2MiB",
         "max_num_waiting": 6,
         "max_num_waiting_tokens": 9,
+        "trace_endpoint": "http://127.0.0.1:4318",
     }
     config = load_settings(given, {}, None).engine_config()
     assert config == EngineConfig(
@@ -119,6 +120,7 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
         swap_bytes=2**21,
         max_num_waiting=6,
         max_num_waiting_tokens=9,
+        trace_endpoint="http://127.0.0.1:4318",
     )
     unset = {f.name for f in fields(EngineConfig) if getattr(config, f.name) == getattr(EngineConfig("x"), f.name)}
     assert unset == {"stall_timeout_s", "prefix_cache"}
