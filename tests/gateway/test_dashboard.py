@@ -17,7 +17,7 @@ from tests.gateway.engine_server import CountingRunner, serving
 from tests.gateway.fake_engine import FakeEngine
 from tests.gateway.server import wait_until
 
-CHARTS = ["ttft", "itl", "e2e", "tokens", "requests", "phases", "batch", "busy", "usage"]
+CHARTS = ["ttft", "itl", "phases", "tokens", "requests", "batch", "e2e", "busy", "usage"]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,17 @@ const field = (name, key) => ({ name, value: (sample) => sample[key] });
 const charts = [
   new Chart({ id: "ttft", title: "First token", unit: "from the request's arrival", series: percentiles("ttft"), format: seconds }),
   new Chart({ id: "itl", title: "Between tokens", unit: "as they reach the gateway", series: percentiles("itl"), format: seconds }),
-  new Chart({ id: "e2e", title: "Whole request", unit: "until its last text is on its way", series: percentiles("e2e"), format: seconds }),
+  new Chart({
+    id: "phases",
+    title: "Where the time goes",
+    unit: "mean of a request",
+    series: ["gateway", "queue", "prefill", "decode", "stream"].map((name, i) => ({
+      name,
+      value: (sample) => sample.phases[i],
+    })),
+    format: seconds,
+    isStacked: true,
+  }),
   new Chart({
     id: "tokens",
     title: "Tokens",
@@ -33,23 +43,13 @@ const charts = [
     format: count,
   }),
   new Chart({
-    id: "phases",
-    title: "Where the time goes",
-    unit: "mean of a request",
-    series: ["gateway", "queue", "prefill", "decode", "stream"].map((name, i) => ({
-      name,
-      value: (sample) => sample.phases[i],
-    })),
-    format: seconds,
-    isStacked: true,
-  }),
-  new Chart({
     id: "batch",
     title: "Batch",
     unit: "requests in a step, on average",
     series: [field("batch", "batch")],
     format: count,
   }),
+  new Chart({ id: "e2e", title: "Whole request", unit: "until its last text is on its way", series: percentiles("e2e"), format: seconds }),
   new Chart({ id: "busy", title: "Engine busy", unit: "share of the time", series: [field("busy", "busy")], format: share }),
   new Chart({ id: "usage", title: "Memory used", unit: "share of the blocks", series: [field("used", "memory")], format: share }),
 ];
@@ -72,8 +72,8 @@ class Vital {
 const vitals = {
   requests: new Vital("requests", "Requests"),
   tokens: new Vital("tokens", "Tokens"),
-  ttft: new Vital("ttft", "First token"),
-  itl: new Vital("itl", "Between tokens"),
+  ttft: new Vital("ttft", "First token, p50"),
+  itl: new Vital("itl", "Between tokens, p50"),
   memory: new Vital("memory", "Memory used"),
   trouble: new Vital("trouble", "Refused or failed"),
 };
@@ -83,11 +83,11 @@ function showVitals(samples) {
   if (!now) return;
   vitals.requests.show(`${count(now.running)} running`, `${count(now.waiting)} waiting`);
   vitals.tokens.show(`${count(now.generation_tokens)} per s`, `${count(now.requests)} answers per s`);
-  vitals.ttft.show(seconds(now.ttft[0]), `median; p99 ${seconds(now.ttft[2])}`);
-  vitals.itl.show(seconds(now.itl[0]), `median; p99 ${seconds(now.itl[2])}`);
+  vitals.ttft.show(seconds(now.ttft[0]), `p99 ${seconds(now.ttft[2])}`);
+  vitals.itl.show(seconds(now.itl[0]), `p99 ${seconds(now.itl[2])}`);
   vitals.memory.show(share(now.memory), `${count(now.replicas)} ${now.replicas === 1 ? "replica" : "replicas"}`);
   const per = samples.reduce((sum, sample) => sum + sample.refused + sample.failed, 0) / samples.length;
-  vitals.trouble.show(`${count(per)} per s`, "over the time shown", per > 0);
+  vitals.trouble.show(`${count(per)} per s`, "on average", per > 0);
 }
 
 function showHealth(data) {
