@@ -79,6 +79,15 @@ class GrammarChecker:
             except _WorkerDiedError as death:
                 self._worker = None
                 return str(death)
+            except BaseException:
+                self._worker = None
+                raise
+
+
+def _environment() -> dict[str, str]:
+    """What it takes to find this package, and none of the secrets that an environment may hold."""
+    kept = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
+    return kept | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 class _WorkerDiedError(Exception):
@@ -94,18 +103,20 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # It needs to find this package, and none of the secrets that an environment may hold.
-            env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=_environment(),
+            start_new_session=True,  # An interrupt is meant for the server, which may still need it.
         )
         weakref.finalize(self, _end, self._process)
+        self._has_answered = False
         self._send([token.decode("latin-1") for token in vocabulary])
 
     def ask(self, grammar: Grammar) -> str | None:
-        """What is wrong with `grammar`. Raises _WorkerDiedError."""
+        """What is wrong with `grammar`. Raises _WorkerDiedError, or RuntimeError where no grammar is to blame."""
         self._send([grammar.kind, grammar.source])
         line = self._read_line()
         if line is None:
             raise _WorkerDiedError(self._find_cause())
+        self._has_answered = True
         answer = orjson.loads(line)
         return None if answer is None else str(answer)
 
@@ -113,7 +124,10 @@ class _Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         _end(self._process)
-        return _ENDINGS.get(-self._process.returncode, "it takes too long to compile")
+        code = self._process.returncode
+        if code > 0 and not self._has_answered:
+            raise RuntimeError(f"the process that tries out grammars ended with code {code}")
+        return _ENDINGS.get(-code, "it takes too long to compile")
 
     def _send(self, message: Sequence[str]) -> None:
         assert self._process.stdin is not None

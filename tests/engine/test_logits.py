@@ -106,6 +106,20 @@ def test_there_is_always_something_to_draw() -> None:
     assert row.tolist() == [0, 0]
 
 
+def test_what_comes_with_no_chance_keeps_none_and_the_rest_can_be_drawn() -> None:
+    for params, banned in (
+        (SamplingParams(max_tokens=1, allowed_token_ids=(0, 1)), ()),
+        (SamplingParams(max_tokens=1), (2, 3)),
+        (SamplingParams(max_tokens=1, allowed_token_ids=(1, 2)), (2,)),
+        (SamplingParams(max_tokens=1, logit_bias=((0, 100.0),), repetition_penalty=2.0), (3,)),
+    ):
+        row = torch.tensor([-math.inf, -math.inf, 1.0, 2.0])
+        adjust(row, params, [0, 1], [1], banned)
+        drawable = (row > -math.inf).nonzero().flatten().tolist()
+        assert drawable
+        assert set(drawable) <= {2, 3}
+
+
 def test_log_probabilities_ranks_and_alternatives() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0, 2.0], [5.0, 5.0, 5.0, 5.0]])
     first, second = token_logprobs(logits, [2, 3], 2)

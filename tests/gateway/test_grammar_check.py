@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -73,6 +74,16 @@ async def test_what_was_found_out_is_remembered(checker: GrammarChecker, monkeyp
     monkeypatch.setattr(checker, "_ask", ask_again)
     await checker.check(GOOD)
     assert await fault(checker, asked(GrammarKind.REGEX, "(")) == first
+
+
+async def test_a_worker_that_does_not_work_is_no_fault_of_a_grammar(
+    checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/bin/false")
+        with pytest.raises(RuntimeError, match="ended with code 1"):
+            await checker.check(GOOD)
+    await checker.check(GOOD)
 
 
 async def test_not_too_many_wait(checker: GrammarChecker) -> None:
