@@ -1,6 +1,7 @@
 # make serve    set up .venv and serve the shipped model on http://127.0.0.1:8000
 # make test     set up .venv for development and run the tests
 # make lint     the same checks of form and types as CI
+# make soak     serve, put mixed load on it for half an hour (MINUTES=...), and tell whether anything was left behind
 # make clean    remove .venv and everything built
 #
 # ARGS="..." is handed on: make serve ARGS="--local --port 8080", make test ARGS="tests/engine -x".
@@ -10,12 +11,13 @@
 
 VENV ?= .venv
 ARGS ?=
+MINUTES ?= 30
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 # What an editable installation does not pick up by itself.
 INSTALLED := pyproject.toml constraints.txt setup.py $(wildcard model/kernels/cpu/*)
 
-.PHONY: serve test lint clean
+.PHONY: serve test lint soak clean
 
 serve: $(VENV)/installed
 	@exec $(BIN)/tessera serve $(ARGS)
@@ -27,6 +29,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m loadtests soak --minutes $(MINUTES) --out runs/soak --overwrite $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

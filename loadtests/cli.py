@@ -16,12 +16,14 @@ from loadtests.bench import Bench, run_cells, served_model
 from loadtests.cell import CellResult, ServerUnderTest, disturbances, failures
 from loadtests.compare import compare
 from loadtests.errors import LoadTestError
-from loadtests.options import api_key, bench_plan, build_parser, cell_plans, measuring_rules
+from loadtests.options import api_key, bench_plan, build_parser, cell_plans, measuring_rules, soak_plan
 from loadtests.plots import save_plots
 from loadtests.procfs import listener_pids
 from loadtests.report import report
 from loadtests.results import Results, load_results, prepare_directory
 from loadtests.rows import rows
+from loadtests.soak import Soak, save
+from loadtests.soak import report as soak_report
 from loadtests.target import resolve_target
 
 EXIT_FAILED = 1
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 clean, 1 requests failed, 2 bad usage, 3 not clean, 4 a server did
     not start or answer, 130 interrupted."""
     options = build_parser().parse_args(arguments)
-    commands = {"run": _run, "bench": _bench, "compare": _compare}
+    commands = {"run": _run, "bench": _bench, "compare": _compare, "soak": _soak}
     try:
         return commands[options.command](options)
     except LoadTestError as error:
@@ -67,6 +69,21 @@ def _bench(options: argparse.Namespace) -> int:
     bench = Bench(bench_plan(options), measuring_rules(options), options.out, _say)
     prepare_directory(options.out, may_overwrite=options.overwrite)
     return _measure_and_publish(bench.run(), bench.results, bench.notes, options)
+
+
+def _soak(options: argparse.Namespace) -> int:
+    prepare_directory(options.out, may_overwrite=options.overwrite)
+    soak = Soak(soak_plan(options), options.out / "server.log", _say)
+    try:
+        _run_loop(_result_of(soak))
+    finally:
+        save(soak.result, options.out)
+        print(soak_report(soak.result), end="")
+    return EXIT_FAILED if soak.result.problems else 0
+
+
+async def _result_of(soak: Soak) -> None:
+    await soak.run()
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -39,13 +39,22 @@ class CompletionClient:
 
     async def get_json(self, path: str) -> tuple[int, dict[str, Any]]:
         """Status and JSON object of a plain GET; an empty object where the answer is none. Raises OSError."""
-        async with asyncio.timeout(self._timeout_s):
-            answer = await self._exchange(self._request("GET", path))
+        answer = await self.get(path)
         try:
             value = json.loads(answer.body)
         except ValueError:
             value = {}
         return answer.head.status, value if isinstance(value, dict) else {}
+
+    async def get(self, path: str) -> Answer:
+        """The whole answer to a plain GET. Raises OSError, TimeoutError or MalformedResponse."""
+        async with asyncio.timeout(self._timeout_s):
+            return await self._exchange(self._request("GET", path))
+
+    async def post(self, path: str, body: bytes) -> Answer:
+        """The whole answer, as it came. Raises OSError, TimeoutError or MalformedResponse. Cancelling it hangs up."""
+        async with asyncio.timeout(self._timeout_s):
+            return await self._exchange(self._request("POST", path, body))
 
     async def first_model(self) -> str:
         """The name under which the server serves its first model. Raises ServerError."""

@@ -18,6 +18,7 @@ from loadtests.cell import CellPlan
 from loadtests.errors import WorkloadError
 from loadtests.plan import LoadPlan, default_num_requests
 from loadtests.server import ServerCommand
+from loadtests.soak import MIB, SoakPlan
 from loadtests.summary import LatencyTarget
 from loadtests.watch import Limits
 from loadtests.workload import DEFAULT_TOKEN_RANGE, PRESET_CONCURRENCY, PRESETS, Workload, preset, read_texts
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="start servers, measure them in turn, print ratios, stop them")
     _add_bench(bench)
     _add_shared(bench)
+    _add_soak(commands.add_parser("soak", help="mixed load for a long time on one server, then look for what is left"))
     compared = commands.add_parser("compare", help="two results side by side: the second over the first")
     compared.add_argument("a", type=Path, metavar="A")
     compared.add_argument("b", type=Path, metavar="B")
@@ -102,6 +104,28 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--ready-timeout", type=_seconds, default=300.0, metavar="S")
     bench.add_argument("--stop-timeout", type=_seconds, default=30.0, metavar="S")
     bench.add_argument("--out", type=Path, required=True, help="directory for results, plots and server logs")
+
+
+def soak_plan(options: argparse.Namespace) -> SoakPlan:
+    return SoakPlan(
+        command=_server(options.server_command or _default_commands()[0], 0),
+        duration_s=options.minutes * 60,
+        concurrency=options.concurrency,
+        seed=options.seed,
+        ready_timeout_s=options.ready_timeout,
+        max_growth_bytes=int(options.max_growth_mib * MIB),
+    )
+
+
+def _add_soak(soak: argparse.ArgumentParser) -> None:
+    soak.add_argument("--minutes", type=_seconds, default=30.0)
+    soak.add_argument("--server-command", metavar="[NAME=]COMMAND", help="default: Tessera in one process")
+    soak.add_argument("--concurrency", type=_whole(1), default=24, metavar="N", help="clients at a time")
+    soak.add_argument("--max-growth-mib", type=_seconds, default=16.0, metavar="MIB", help="of memory, after a warm-up")
+    soak.add_argument("--seed", type=int, default=0, help="same seed, same requests")
+    soak.add_argument("--ready-timeout", type=_seconds, default=120.0, metavar="S")
+    soak.add_argument("--out", type=Path, required=True, help="directory for the result and the server's log")
+    soak.add_argument("--overwrite", action="store_true", help="write into a directory that holds results")
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:

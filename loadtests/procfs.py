@@ -74,6 +74,15 @@ def read_processes(proc: Path = Path("/proc")) -> dict[int, ProcessTimes]:
     return {process.pid: process for process in found if process is not None}
 
 
+def read_pss_bytes(pid: int, proc: Path = Path("/proc")) -> int:
+    """Memory of a process, in which a page shared by n counts as 1/n; 0 for one that is gone."""
+    try:
+        text = (proc / str(pid) / "smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+
+
 def descendants(roots: Iterable[int], processes: Mapping[int, ProcessTimes]) -> set[int]:
     """The pids of `roots` that live, and of everything below them."""
     children: dict[int, list[int]] = {}
