@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.engine.distribution import Tally
@@ -55,7 +55,7 @@ class Phases:
         return self.gateway + self.queue + self.prefill + self.decode + self.stream
 
 
-class TokenHistogram(Collector):
+class PlainHistogram(Collector):
     """A histogram without labels that is cheap enough to observe at every token. For one thread only."""
 
     def __init__(self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry) -> None:
@@ -68,6 +68,22 @@ class TokenHistogram(Collector):
     def collect(self) -> Iterator[Metric]:
         values = self._tally.snapshot()
         yield HistogramMetricFamily(self._name, self._documentation, buckets=cumulated(values), sum_value=values.total)
+
+
+class PlainCounter(Collector):
+    """A counter without labels, as cheap. For one thread only."""
+
+    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._value = 0
+        registry.register(self)
+
+    def inc(self, amount: int = 1) -> None:
+        self._value += amount
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._documentation, value=self._value)
 
 
 class GatewayMetrics:
@@ -136,8 +152,12 @@ class GatewayMetrics:
         self._http_requests = Counter(
             PREFIX + "http_requests", "HTTP requests.", ["method", "route", "status"], registry=self.registry
         )
-        self._http_duration = self._histogram(
-            "http_request_duration_seconds", "From an HTTP request's head to its answer's end.", ["method", "route"]
+        self._http_duration = Histogram(
+            PREFIX + "http_request_duration_seconds",
+            "From an HTTP request's head to its answer's end.",
+            ["method", "route"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self._rejected = Counter(
             PREFIX + "requests_rejected",
@@ -157,9 +177,9 @@ class GatewayMetrics:
             "Whether new completions are refused because this gateway ends.",
             registry=self.registry,
         )
-        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
-        self.generation_tokens = self._counter("generation_tokens", "Tokens received from the engine.")
-        self.cancelled = self._counter("requests_cancelled", "Completions whose client went away.")
+        self.prompt_tokens = self._plain_counter("prompt_tokens", "Prompt tokens of accepted requests.")
+        self.generation_tokens = self._plain_counter("generation_tokens", "Tokens received from the engine.")
+        self.cancelled = self._plain_counter("requests_cancelled", "Completions whose client went away.")
         self._success = Counter(
             PREFIX + "request_success", "Requests that ended, by reason.", ["finished_reason"], registry=self.registry
         )
@@ -178,11 +198,10 @@ class GatewayMetrics:
 
     def _declare_latencies(self) -> None:
         self.ttft = self._histogram("time_to_first_token_seconds", "From the HTTP request's head to the first token.")
-        self.itl = TokenHistogram(
-            PREFIX + "inter_token_latency_seconds",
+        self.itl = self._histogram(
+            "inter_token_latency_seconds",
             "Between a request's consecutive tokens, as they reach the gateway.",
-            TOKEN_SECONDS,
-            self.registry,
+            buckets=TOKEN_SECONDS,
         )
         self.tpot = self._histogram(
             "request_time_per_output_token_seconds",
@@ -207,10 +226,11 @@ class GatewayMetrics:
     def _counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(PREFIX + name, documentation, labels, registry=self.registry)
 
-    def _histogram(
-        self, name: str, documentation: str, labels: Sequence[str] = (), buckets: Sequence[float] = SECONDS
-    ) -> Histogram:
-        return Histogram(PREFIX + name, documentation, labels, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, documentation: str, buckets: Sequence[float] = SECONDS) -> PlainHistogram:
+        return PlainHistogram(PREFIX + name, documentation, buckets, self.registry)
+
+    def _plain_counter(self, name: str, documentation: str) -> PlainCounter:
+        return PlainCounter(PREFIX + name, documentation, self.registry)
 
 
 def render(gateways: Iterable[Sequence[Metric]], snapshots: Sequence[EngineStats] | None) -> bytes:
