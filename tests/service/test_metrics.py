@@ -81,7 +81,8 @@ def test_in_the_middle_of_a_run_a_scrape_is_what_the_client_has_counted() -> Non
 
 def test_phases_are_where_the_time_went_and_add_up() -> None:
     step_s = 0.02
-    with serving(CountingRunner(lambda: time.sleep(step_s)), max_num_seqs=1) as client, ThreadPoolExecutor(2) as pool:
+    runner = CountingRunner(lambda: time.sleep(step_s), halts=(0,))
+    with serving(runner, max_num_seqs=1) as client, ThreadPoolExecutor(2) as pool:
         body = {"prompt": [1, 2, 3], "max_tokens": 5, "ignore_eos": True}
 
         def timed(_: int) -> float:
@@ -89,7 +90,10 @@ def test_phases_are_where_the_time_went_and_add_up() -> None:
             client.post("/v1/completions", json=body)
             return time.perf_counter() - started_s
 
-        took_s = sum(pool.map(timed, range(2)))
+        timings = pool.map(timed, range(2))
+        wait_until(lambda: scrape(client)["num_completions_in_flight"] == 2, "both requests")
+        runner.go_on()
+        took_s = sum(timings)
         found = scrape(client)
     spent_s = {phase: found[f"request_{phase}_time_seconds_sum"] for phase in PHASES}
     assert {found[f"request_{phase}_time_seconds_count"] for phase in PHASES} == {2}
