@@ -13,6 +13,11 @@ from torch import Tensor
 from service.engine.logits import adjust, needs_adjusting
 from service.engine.request import SamplingParams
 
+HEAD = 256
+"""Of each row so many likeliest tokens are sorted first; what filters keep is most often among them."""
+_GROWTH = 16
+_MAX_VALUES_AT_ONCE = 2**16
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
@@ -50,12 +55,16 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
             adjust(logits[i], row.params, row.prompt, row.output, row.banned_token_ids)
     token_ids: list[int] = logits.argmax(dim=-1).tolist()
     drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
-    filtered = [i for i in drawn if _has_filter(rows[i].params)]
+    typical = [i for i in drawn if rows[i].params.typical_p < 1]
+    filtered = [i for i in drawn if _has_filter(rows[i].params) and rows[i].params.typical_p == 1]
     plain = [i for i in drawn if not _has_filter(rows[i].params)]
-    for indices, draw in ((plain, _draw_plain), (filtered, _draw_filtered)):
-        if indices:
-            drawn_ids = draw(logits[indices], [rows[i] for i in indices])
-            for i, token_id in zip(indices, drawn_ids, strict=True):
+    # As many rows at a time as stay in the processor's caches.
+    step = max(_MAX_VALUES_AT_ONCE // logits.shape[-1], 1)
+    groups = ((plain, _draw_plain), (filtered, _draw_filtered), (typical, _draw_typical))
+    for indices, draw in groups:
+        for start in range(0, len(indices), step):
+            some = indices[start : start + step]
+            for i, token_id in zip(some, draw(logits[some], [rows[i] for i in some]), strict=True):
                 token_ids[i] = token_id
     return token_ids
 
@@ -76,40 +85,102 @@ def _draw_plain(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     return _invert(_probabilities(logits, rows).cumsum(dim=-1), rows)
 
 
+@dataclass(frozen=True, slots=True)
+class _Filters:
+    """Each row's filters, [rows, 1]. A row without top-k has the size of the vocabulary there."""
+
+    min_p: Tensor
+    top_k: Tensor
+    typical_p: Tensor
+    top_p: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[SamplingRow], values: Tensor) -> _Filters:
+        params, vocab = [row.params for row in rows], values.shape[-1]
+        columns = (
+            [p.min_p for p in params],
+            [float(p.top_k or vocab) for p in params],
+            [p.typical_p for p in params],
+            [p.top_p for p in params],
+        )
+        return cls(*(torch.tensor(c, dtype=torch.float64, device=values.device).unsqueeze(1) for c in columns))
+
+
 def _draw_filtered(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
-    probabilities, order = _probabilities(logits, rows).sort(dim=-1, descending=True, stable=True)
-    vocab = probabilities.shape[-1]
-    device = logits.device
-    min_p = torch.tensor([row.params.min_p for row in rows], dtype=torch.float64, device=device).unsqueeze(1)
-    top_k = torch.tensor([row.params.top_k or vocab for row in rows], device=device).unsqueeze(1)
-    top_p = torch.tensor([row.params.top_p for row in rows], dtype=torch.float64, device=device).unsqueeze(1)
-    rank = torch.arange(vocab, device=device)
-    keep = (probabilities >= min_p * probabilities[:, :1]) & (rank < top_k)
-    kept = probabilities.where(keep, 0.0)
-    if any(row.params.typical_p < 1 for row in rows):
-        kept = _keep_typical(kept, rows)
-    # The nucleus: the fewest tokens whose mass, among those still there, reaches top_p. The first always stays.
-    before = kept.cumsum(dim=-1) - kept
-    kept = kept.where((before < top_p * kept.sum(dim=-1, keepdim=True)) | (before == 0), 0.0)
-    ranks = torch.tensor(_invert(kept.cumsum(dim=-1), rows), device=device)
-    picked: list[int] = order.gather(1, ranks.unsqueeze(1)).squeeze(1).tolist()
+    return _draw_from_head(_probabilities(logits, rows), rows, HEAD)
+
+
+def _draw_typical(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    # What is typical depends on all that is there.
+    return _draw_from_head(_probabilities(logits, rows), rows, logits.shape[-1])
+
+
+def _draw_from_head(probabilities: Tensor, rows: Sequence[SamplingRow], size: int) -> list[int]:
+    """Sorts `size` of each row's `probabilities` [rows, vocab] first, and more where the filters reach further down."""
+    filters, vocab = _Filters.of(rows, probabilities), probabilities.shape[-1]
+    if size >= vocab:
+        values, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+        return _pick(_filtered(values, filters, torch.zeros_like(values[:, :1])), ids, rows)
+    values, ids = _head(probabilities, size)
+    last, mass = values[:, -1:], probabilities.cumsum(dim=-1)[:, -1:]
+    # Either nothing below the head passes min-p or top-k, or there is neither and the nucleus lies within the head.
+    is_cut = (filters.top_k <= size) | (last < filters.min_p * values[:, :1]) | (last == 0)
+    is_free = (filters.top_k >= vocab) & (filters.min_p == 0)
+    is_within = is_free & (values.cumsum(dim=-1)[:, -1:] >= filters.top_p * mass)
+    is_clear = ((probabilities >= last).sum(dim=-1, keepdim=True) <= size) | (last == 0)
+    picked = _pick(_filtered(values, filters, mass.where(~is_cut, 0.0)), ids, rows)
+    left = (~(is_clear & (is_cut | is_within))).squeeze(1).nonzero().flatten().tolist()
+    if left:
+        others = _draw_from_head(probabilities[left], [rows[i] for i in left], size * _GROWTH)
+        for i, token_id in zip(left, others, strict=True):
+            picked[i] = token_id
     return picked
 
 
-def _keep_typical(kept: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """Locally typical sampling (Meister et al. 2023, section 4): of each row of `kept` [rows, vocab] the tokens whose
-    information is closest to what is expected, as few as reach `typical_p` of the row's mass.
+def _head(probabilities: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The highest `probabilities` [rows, size] in order, ties by id, and their ids: what sorting all would put first.
+
+    Except where the last of them has its equal outside. Sorting all takes ten to fifty times as long.
     """
-    typical_p = torch.tensor([row.params.typical_p for row in rows], dtype=torch.float64, device=kept.device)
+    ids = probabilities.topk(size, dim=-1).indices.sort(dim=-1).values
+    values, order = probabilities.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, order)
+
+
+def _filtered(values: Tensor, filters: _Filters, mass: Tensor) -> Tensor:
+    """Sorted `values` [rows, n] with zeros for what the filters drop.
+
+    `mass` [rows, 1] is what top-p is a part of where that is more than is left here.
+    """
+    rank = torch.arange(values.shape[1], device=values.device)
+    kept = values.where((values >= filters.min_p * values[:, :1]) & (rank < filters.top_k), 0.0)
+    if bool((filters.typical_p < 1).any()):
+        kept = _keep_typical(kept, filters.typical_p)
+    # The nucleus: the fewest tokens whose mass, among those still there, reaches top_p. The first always stays.
+    reached = kept.cumsum(dim=-1)
+    before = reached - kept
+    return kept.where((before < filters.top_p * torch.maximum(reached[:, -1:], mass)) | (before == 0), 0.0)
+
+
+def _keep_typical(kept: Tensor, typical_p: Tensor) -> Tensor:
+    """Locally typical sampling (Meister et al. 2023, section 4): of each row of `kept` [rows, n] the tokens whose
+    information is closest to what is expected, as few as reach `typical_p` [rows, 1] of the row's mass.
+    """
     p = kept / kept.cumsum(dim=-1)[:, -1:]
     information = -p.log()
     entropy = torch.where(p > 0, p * information, 0.0).cumsum(dim=-1)[:, -1:]
     order = (information - entropy).abs().sort(dim=-1, stable=True).indices
     sorted_p = p.gather(1, order)
     before = sorted_p.cumsum(dim=-1) - sorted_p
-    is_kept = torch.zeros_like(kept, dtype=torch.bool)
-    is_kept.scatter_(1, order, (before < typical_p.unsqueeze(1)) | (typical_p.unsqueeze(1) >= 1))
+    is_kept = torch.zeros_like(kept, dtype=torch.bool).scatter_(1, order, (before < typical_p) | (typical_p >= 1))
     return kept.where(is_kept, 0.0)
+
+
+def _pick(kept: Tensor, ids: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    """Draws from sorted probabilities `kept` [rows, n] of `ids`."""
+    ranks = torch.tensor(_invert(kept.cumsum(dim=-1), rows), device=kept.device)
+    picked: list[int] = ids.gather(1, ranks.unsqueeze(1)).squeeze(1).tolist()
+    return picked
 
 
 def _invert(cumulative: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
