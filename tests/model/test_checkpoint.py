@@ -39,7 +39,7 @@ def reconfigure(directory: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("changes", [{}, {"tied": False, "value_extractor": "linearconv"}, {"has_persistent": False}])
 def test_round_trip(tmp_path: Path, changes: dict[str, Any], dtype: torch.dtype) -> None:
     config = small_config(**changes)
-    model = random_model(config, dtype=dtype)
+    model = random_model(config, dtype=dtype).requires_grad_(False)
     save_model(model, config, tmp_path / "new" / "directory")
     loaded = load_model(tmp_path / "new" / "directory", dtype=dtype)
     assert loaded.config == config

@@ -174,6 +174,17 @@ def test_gradients_stay_finite_where_gates_leave_every_range(factor: float) -> N
         assert parameter.grad.isfinite().all(), name
 
 
+def test_gates_below_every_range_open_a_text_too() -> None:
+    model = random_v2_model(small_v2_config()).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "key.gate" in name:
+            parameter.mul_(3000)
+    # From the first token on: a gate of exp(-1000) before anything else was summed.
+    sequences = draw_ids(11, *[9] * 8)
+    for sequence, logits in zip(sequences, served(model, sequences, 3), strict=True):
+        assert_close(logits, model(sequence[None])[0], 1e-9)
+
+
 def test_a_model_served_without_its_short_tables_is_refused() -> None:
     model = random_v2_model(small_v2_config())
     memory = SimpleMemory(model.config, 1, 4, memory_dtype=torch.float64, state_dtype=torch.float64)
