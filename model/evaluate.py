@@ -23,7 +23,7 @@ from torch import Tensor
 
 from model.cache import SimpleMemory
 from model.checkpoint import load_model
-from model.kernels.choice import KERNELS, choose_path, make_kernel
+from model.kernels.choice import KERNELS, QUANTIZATIONS, choose_path, make_kernel
 from model.kernels.kernel import Kernel
 from model.network import MosaicNetwork
 from model.tokenizer import END_OF_TEXT, Tokenizer
@@ -136,10 +136,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--window", type=_count, help="tokens per window (default: the trained context)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights (default: %(default)s)")
     parser.add_argument(
+        "--quantization", choices=QUANTIZATIONS, default="none", help="of the weights (default: %(default)s)"
+    )
+    parser.add_argument(
         "--memory-dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="type of the stored pairs; auto: float16 beside 16-bit weights, else the weights' (default: %(default)s)",
+        help="type of the stored pairs; auto: float16 beside weights of 16 bits or less, else theirs "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--baseline", choices=DTYPES, help="compare with the model in this type throughout, run by plain torch"
@@ -165,8 +169,8 @@ def _run(options: argparse.Namespace, progress: Progress) -> Table:
     token_ids = read_text(options.text, tokenizer)
     if len(token_ids) < 2:
         raise ValueError(f"{options.text}: no text to predict")
-    tested = _subject(options, options.dtype, options.memory_dtype, options.kernel)
-    baseline = _subject(options, options.baseline, options.baseline, "torch") if options.baseline else None
+    tested = _subject(options, options.dtype, options.memory_dtype, options.kernel, options.quantization)
+    baseline = _subject(options, options.baseline, options.baseline, "torch", "none") if options.baseline else None
     window = options.window or tested.model.config.block_size
     if options.max_windows:
         token_ids = token_ids[: options.max_windows * window + 1]
@@ -177,14 +181,16 @@ def _run(options: argparse.Namespace, progress: Progress) -> Table:
     return _report(tested, baseline, score, len(tokenizer.bytes_of(token_ids[1:])))
 
 
-def _subject(options: argparse.Namespace, dtype: str, memory_dtype: str, kernel: str) -> Subject:
+def _subject(options: argparse.Namespace, dtype: str, memory_dtype: str, kernel: str, quantization: str) -> Subject:
     model = load_model(options.model_dir, dtype=DTYPES[dtype])
     if options.parallel:
         return Subject(model)
-    path = choose_path(model.config, kernel, device="cpu", dtype=model.dtype, block_size=BLOCK_SIZE)
+    path = choose_path(
+        model.config, kernel, device="cpu", dtype=model.dtype, block_size=BLOCK_SIZE, quantization=quantization
+    )
     serving = make_kernel(model, path, num_threads=len(os.sched_getaffinity(0)))
     if memory_dtype == "auto":
-        memory_dtype = "float16" if model.dtype.itemsize == 2 else dtype
+        memory_dtype = "float16" if model.dtype.itemsize == 2 or quantization != "none" else dtype
     return Subject(model, DTYPES[memory_dtype], serving, options.chunk)
 
 

@@ -60,7 +60,7 @@ class MosaicNetwork(nn.Module):
         )
         self.blocks = nn.ModuleList(blocks)
         self.norm = LayerNorm(config.n_embd, bias=norm_bias)
-        self.head = None if is_tied else Linear(config.n_embd, config.vocab_size, bias=False)
+        self.head: nn.Module | None = None if is_tied else Linear(config.n_embd, config.vocab_size, bias=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,7 +117,10 @@ class MosaicNetwork(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        weight = self.embedding.weight if self.head is None else self.head.weight
+        if self.head is not None:
+            logits: Tensor = self.head(x)
+            return logits * self.logit_scale
+        weight = self.embedding.weight
         return F.linear(x.to(weight.dtype), weight).to(x.dtype) * self.logit_scale
 
     @abstractmethod

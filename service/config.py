@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8"]
 KernelName = Literal["auto", "torch", "avx512bf16", "avx2", "generic"]
 
 
@@ -22,6 +23,7 @@ class EngineConfig:
     device: str = "cpu"
     dtype: DType = "auto"
     memory_dtype: DType = "auto"
+    quantization: Quantization = "none"
     kernel: KernelName = "auto"
     num_threads: int | None = None
     max_model_len: int | None = None

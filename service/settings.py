@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.config import DType, EngineConfig, KernelName
+from service.config import DType, EngineConfig, KernelName, Quantization
 from service.errors import UsageError
 from service.gateway.settings import GatewaySettings
 from service.logs import LogFormat
@@ -46,6 +46,9 @@ class EngineSettings(BaseModel):
     dtype: DType = option("auto", "Model", "Type of the weights. auto: bfloat16 where that is fast, else float32.")
     memory_dtype: DType = option(
         "auto", "Model", "Type of the memory cache. auto: float16, or float32 beside float32 weights."
+    )
+    quantization: Quantization = option(
+        "none", "Model", "int8: weights of 8 bits with a scale each output, inputs quantised as they come."
     )
     kernel: KernelName = option("auto", "Model", "What does the arithmetic. auto: the fastest that runs here.")
     threads: int | None = option(
@@ -204,6 +207,7 @@ class ServeSettings(EngineSettings):
                 device=self.device or ("cuda" if self.num_gpus else "cpu"),
                 dtype=self.dtype,
                 memory_dtype=self.memory_dtype,
+                quantization=self.quantization,
                 kernel=self.kernel,
                 num_threads=self.threads,
                 max_model_len=self.max_model_len,

@@ -1,8 +1,9 @@
-"""How fast a kernel runs steps of a random network, and how that compares with what the step must move and compute.
+"""How fast a kernel runs steps of a random network, and how near that comes to what the machine allows.
 
-    python -m model.kernels.bench [--preset small|gpt2s] [--kernel NAME] [--threads N] [--dtype bfloat16]
+    python -m model.kernels.bench [--preset small|gpt2s] [--kernel NAME] [--threads N] [--quantization int8]
 
-Times are the best of several: what the machine can do when nothing else disturbs it.
+Times are the best of several: what the machine can do when nothing else disturbs it. The bound of a step is the longer
+of moving its bytes at the rate at which memory is read here, and of its operations at the rates of products here.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from model.cache import MemoryBatch, MemoryCache
 from model.config import MosaicConfig
-from model.kernels.choice import KERNELS, choose_path, make_kernel
-from model.kernels.kernel import Kernel
+from model.kernels.choice import KERNELS, QUANTIZATIONS, choose_path, make_kernel
+from model.kernels.cpu_library import BFLOAT16, FLOAT32, INT8, kernel_path, library
+from model.kernels.kernel import QUANTISED, Kernel, split_path
 from model.mosaic_v1 import MemoryMosaic
 from model.presets import PRESETS
 
@@ -46,11 +49,14 @@ class Work:
         """Pairs read by all tokens together."""
         return self.sequences * sum(range(self.context, self.context + self.new))
 
-    def operations(self, c: MosaicConfig) -> float:
-        """Floating point operations: every product counts two."""
+    def products(self, c: MosaicConfig) -> float:
+        """Operations with weights: every product counts two."""
         per_token = c.n_layer * (5 * c.n_embd**2 + 2 * c.n_embd * c.pmem_size * c.pmem_count)
-        reads = c.n_layer * 2 * c.n_embd * self.num_pairs()
-        return 2.0 * (self.num_tokens * per_token + reads + self.sequences * c.vocab_size * c.n_embd)
+        return 2.0 * (self.num_tokens * per_token + self.sequences * c.vocab_size * c.n_embd)
+
+    def reads(self, c: MosaicConfig) -> float:
+        """Operations with pairs, likewise."""
+        return 2.0 * c.n_layer * 2 * c.n_embd * self.num_pairs()
 
     def bytes_moved(self, c: MosaicConfig, weight: int, pair: int) -> float:
         """Weights once, and every sequence's pairs once; `weight` and `pair` are bytes per number."""
@@ -63,6 +69,38 @@ WORKS = (
     *(Work(f"decode, batch {n}", n, CONTEXT, 1) for n in (1, 8, 32)),
     *(Work(f"prefill, {n} tokens", 1, 0, n) for n in (128, 512)),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What it does at best with so many threads: bytes a second, and operations with weights and with pairs."""
+
+    bytes_rate: float
+    product_rate: float
+    read_rate: float
+
+    @classmethod
+    def measured(cls, path: str, dtype: torch.dtype, num_threads: int) -> Self | None:
+        """By the instructions of a kernel's path; None where it has none of its own."""
+        lib, (name, is_quantised) = library(), split_path(path)
+        if lib is None or kernel_path(name) is None:
+            return None
+        weight_type = INT8 if is_quantised else BFLOAT16 if dtype is torch.bfloat16 else FLOAT32
+        encoded = str(name).encode()
+        return cls(
+            lib.mosaic_read_rate(encoded, num_threads),
+            lib.mosaic_product_rate(encoded, weight_type, num_threads),
+            lib.mosaic_product_rate(encoded, FLOAT32, num_threads),
+        )
+
+    def bound_s(self, work: Work, config: MosaicConfig, num_bytes: float) -> float:
+        """The least time that `work` can take."""
+        computing = work.products(config) / self.product_rate + work.reads(config) / self.read_rate
+        return max(num_bytes / self.bytes_rate, computing)
+
+    def __str__(self) -> str:
+        rates = f"{self.product_rate / 1e9:.0f} and (pairs, float32) {self.read_rate / 1e9:.0f} Gop/s"
+        return f"this machine: {self.bytes_rate / 1e9:.1f} GB/s, {rates}"
 
 
 def best_times(
@@ -112,21 +150,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--memory-dtype", choices=DTYPES, default="float16")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row (default: %(default)s)")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="none")
     options = parser.parse_args(arguments)
     config, dtype, memory_dtype = PRESETS[options.preset], DTYPES[options.dtype], DTYPES[options.memory_dtype]
     torch.manual_seed(0)
-    path = choose_path(config, options.kernel, device="cpu", dtype=dtype, block_size=BLOCK_SIZE)
+    path = choose_path(
+        config,
+        options.kernel,
+        device="cpu",
+        dtype=dtype,
+        block_size=BLOCK_SIZE,
+        quantization=options.quantization,
+    )
     torch.set_num_threads(options.threads if path.startswith("torch") else 1)
     model = MemoryMosaic(config).eval().requires_grad_(False).cast_weights(dtype)
     kernel = make_kernel(model, path, num_threads=options.threads)
-    table = Table("step", "ms", "tokens/s", "GB/s", "GFLOP/s", "ms with snapshots", box=None)
+    machine = Machine.measured(path, dtype, options.threads)
+    weight_bytes = 1 if path.endswith(QUANTISED) else dtype.itemsize
+    table = Table(
+        Column("step", no_wrap=True),
+        "ms",
+        "tokens/s",
+        "MB",
+        "Gop",
+        "bound, ms",
+        "times bound",
+        "ms with snapshots",
+        box=None,
+    )
     for work in WORKS:
         seconds, with_snapshots = best_times(kernel, config, work, memory_dtype, options.seconds)
-        moved = work.bytes_moved(config, dtype.itemsize, memory_dtype.itemsize)
-        rates = (work.num_tokens / seconds, moved / seconds / 1e9, work.operations(config) / seconds / 1e9)
-        figures = (f"{seconds * 1e3:.2f}", f"{rates[0]:.0f}", f"{rates[1]:.1f}", f"{rates[2]:.0f}")
-        table.add_row(work.name, *figures, f"{with_snapshots * 1e3:.2f}")
-    Console().print(f"{options.preset}, {options.dtype} weights, {options.memory_dtype} pairs, {path}", table)
+        moved = work.bytes_moved(config, weight_bytes, memory_dtype.itemsize)
+        operations = work.products(config) + work.reads(config)
+        bound = machine.bound_s(work, config, moved) if machine else None
+        table.add_row(
+            work.name,
+            f"{seconds * 1e3:.2f}",
+            f"{work.num_tokens / seconds:.0f}",
+            f"{moved / 1e6:.0f}",
+            f"{operations / 1e9:.2f}",
+            *((f"{bound * 1e3:.2f}", f"{seconds / bound:.2f}") if bound else ("", "")),
+            f"{with_snapshots * 1e3:.2f}",
+        )
+    weights = "int8" if path.endswith(QUANTISED) else options.dtype
+    Console().print(f"{options.preset}, {weights} weights, {options.memory_dtype} pairs, {path}")
+    if machine:
+        Console().print(str(machine), highlight=False)
+    Console().print(table)
 
 
 if __name__ == "__main__":

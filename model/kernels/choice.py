@@ -9,12 +9,13 @@ import torch
 from model.config import NetworkConfig
 from model.kernels.cpu_kernel import CpuKernel, unsupported
 from model.kernels.cpu_library import kernel_path
-from model.kernels.kernel import Kernel, TorchKernel
+from model.kernels.kernel import QUANTISED, Kernel, TorchKernel, split_path
 from model.mosaic_v1 import MemoryMosaic
 from model.network import MosaicNetwork
 
 logger = logging.getLogger(__name__)
 
+QUANTIZATIONS = ("none", "int8")
 KERNELS = ("auto", "torch", "avx512bf16", "avx2", "generic")
 
 
@@ -26,16 +27,28 @@ def multiplies_bfloat16(device: str | torch.device, wanted: str = "auto") -> boo
 
 
 def choose_path(
-    config: NetworkConfig, wanted: str = "auto", *, device: str | torch.device, dtype: torch.dtype, block_size: int
+    config: NetworkConfig,
+    wanted: str = "auto",
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    block_size: int,
+    quantization: str = "none",
 ) -> str:
-    """Name of the fastest kernel for such a model on this machine, or `wanted` itself.
+    """Name of the fastest kernel for such a model on this machine, or `wanted` itself; "-int8" behind it if quantised.
 
     "auto" falls back to torch; on a CPU with one log line that says why. Raises ValueError when `wanted` is unknown or
     cannot serve such a model here.
     """
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization: expected one of {', '.join(QUANTIZATIONS)}, got {quantization!r}")
+    path = _float_path(config, wanted, torch.device(device).type, dtype, block_size)
+    return path if quantization == "none" else path + QUANTISED
+
+
+def _float_path(config: NetworkConfig, wanted: str, device_type: str, dtype: torch.dtype, block_size: int) -> str:
     if wanted not in KERNELS:
         raise ValueError(f"kernel: expected one of {', '.join(KERNELS)}, got {wanted!r}")
-    device_type = torch.device(device).type
     torch_path = f"torch-{device_type}"
     if wanted == "torch":
         return torch_path
@@ -53,8 +66,8 @@ def choose_path(
 
 
 def make_kernel(model: MosaicNetwork, path: str, *, num_threads: int) -> Kernel:
-    """The kernel that `choose_path` named."""
+    """The kernel that `choose_path` named. The model is its own from then on."""
     if path.startswith("torch-"):
-        return TorchKernel(model)
+        return TorchKernel(model, is_quantised=split_path(path)[1])
     assert isinstance(model, MemoryMosaic)
     return CpuKernel(model, num_threads=num_threads, path=path)

@@ -14,8 +14,10 @@ from model.cache import MemoryBatch
 from model.config import MosaicConfig, NetworkConfig
 from model.kernels import cpu_library
 from model.kernels.cpu_library import CacheView, Sizes, StepView
+from model.kernels.kernel import QUANTISED, split_path
 from model.layers import Block, ContextualMemory, MixedValues, log_decay, scale
 from model.mosaic_v1 import MemoryMosaic
+from model.quantise import quantise
 
 MAX_BLOCK_SIZE, MAX_HEAD_DIM, LANES = 256, 512, 16
 """Mirrors kMaxBlockSize, kMaxDim and kLanes of cpu/memory.inl and cpu/model.h."""
@@ -48,26 +50,30 @@ class CpuKernel:
     Every row is computed by the same operations in the same order whatever else is in the batch, however its tokens
     were cut into chunks: equal inputs give equal bytes. Weights are copied; the model may go. Raises RuntimeError
     where the library or a path is missing. One call at a time.
+
+    A `path` that ends in "-int8" quantises the weights, and their inputs step by step, as `model.quantise` does.
     """
 
     keys_by_dimension = True
 
     def __init__(self, model: MemoryMosaic, *, num_threads: int, path: str | None = None) -> None:
-        lib, name = cpu_library.library(), cpu_library.kernel_path(path)
+        wanted, self._is_quantised = split_path(path)
+        lib, name = cpu_library.library(), cpu_library.kernel_path(wanted)
         if lib is None or name is None:
             raise RuntimeError(f"the CPU kernels {path or ''} are not available here")
-        self.path = name
+        self.path = name + QUANTISED * self._is_quantised
         self._lib, self._vocab_size = lib, model.config.vocab_size
         self._embedding = model.embedding.weight.detach().contiguous()
-        self._handle = lib.mosaic_new(ctypes.byref(_sizes(model)), name.encode(), num_threads)
+        sizes = _sizes(model, cpu_library.INT8 if self._is_quantised else _TYPES[model.dtype])
+        self._handle = lib.mosaic_new(ctypes.byref(sizes), name.encode(), num_threads)
         if not self._handle:
             raise RuntimeError(lib.mosaic_error().decode())
         self._finalizer = weakref.finalize(self, lib.mosaic_free, self._handle)
         self._pack(model)
 
     def _pack(self, model: MemoryMosaic) -> None:
-        head = model.embedding if model.head is None else model.head
-        self._set_matrix(0, "head", 0, head.weight, None)
+        head = model.embedding.weight if model.head is None else model.head.get_parameter("weight")
+        self._set_matrix(0, "head", 0, head, None)
         self._set_vectors(0, _norm("norm", model.norm))
         self._lib.mosaic_set_embedding(self._handle, self._embedding.data_ptr(), _TYPES[model.dtype])
         for i, block in enumerate(model.blocks):
@@ -80,10 +86,12 @@ class CpuKernel:
         w = weight.detach().float().contiguous()
         b = None if bias is None else bias.detach().float().contiguous()
         pointer = None if b is None else b.data_ptr()
-        rows, depth = w.shape
-        failed = self._lib.mosaic_set_matrix(
-            self._handle, layer, name.encode(), index, w.data_ptr(), pointer, rows, depth
-        )
+        place = (self._handle, layer, name.encode(), index)
+        if self._is_quantised:
+            rows, steps = (part.contiguous() for part in quantise(w))
+            failed = self._lib.mosaic_set_bytes(*place, rows.data_ptr(), steps.data_ptr(), pointer, *w.shape)
+        else:
+            failed = self._lib.mosaic_set_matrix(*place, w.data_ptr(), pointer, *w.shape)
         cpu_library.check(self._lib, failed)
 
     def _set_vectors(self, layer: int, vectors: Iterator[tuple[str, Tensor]]) -> None:
@@ -130,7 +138,7 @@ class CpuKernel:
         return logits
 
 
-def _sizes(model: MemoryMosaic) -> Sizes:
+def _sizes(model: MemoryMosaic, weight_type: int) -> Sizes:
     c = model.config
     return Sizes(
         n_layer=c.n_layer,
@@ -144,7 +152,7 @@ def _sizes(model: MemoryMosaic) -> Sizes:
         has_persistent=c.has_persistent,
         norm_eps=c.norm_eps,
         logit_scale=c.logit_scale,
-        type=_TYPES[model.dtype],
+        type=weight_type,
     )
 
 

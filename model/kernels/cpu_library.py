@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+FLOAT32, BFLOAT16, FLOAT16, INT8 = 0, 1, 2, 3
 
 
 class Sizes(Structure):
@@ -65,8 +65,11 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         "mosaic_new": (c_void_p, [POINTER(Sizes), c_char_p, c_int]),
         "mosaic_free": (None, [c_void_p]),
         "mosaic_set_matrix": (c_int, [c_void_p, c_int, c_char_p, c_int, c_void_p, c_void_p, c_int, c_int]),
+        "mosaic_set_bytes": (c_int, [c_void_p, c_int, c_char_p, c_int, *[c_void_p] * 3, c_int, c_int]),
         "mosaic_set_vector": (c_int, [c_void_p, c_int, c_char_p, c_void_p, c_int]),
         "mosaic_set_embedding": (None, [c_void_p, c_void_p, c_int]),
+        "mosaic_read_rate": (c_double, [c_char_p, c_int]),
+        "mosaic_product_rate": (c_double, [c_char_p, c_int, c_int]),
         "mosaic_step": (c_int, [c_void_p, POINTER(CacheView), POINTER(StepView)]),
     }
     for name, (result, arguments) in signatures.items():

@@ -8,6 +8,17 @@ from torch import Tensor
 
 from model.cache import MemoryBatch
 from model.network import MosaicNetwork
+from model.quantise import quantise_network
+
+QUANTISED = "-int8"
+"""Ends the name of a path whose weights are quantised."""
+
+
+def split_path(path: str | None) -> tuple[str | None, bool]:
+    """A path's name without its ending, and whether it quantises weights."""
+    if path is None or not path.endswith(QUANTISED):
+        return path, False
+    return path.removesuffix(QUANTISED), True
 
 
 class Kernel(Protocol):
@@ -28,13 +39,16 @@ class Kernel(Protocol):
 
 
 class TorchKernel:
-    """The network's own cached forward. Runs wherever torch does; the reference for every other kernel."""
+    """The network's own cached forward. Runs wherever torch does; the reference for every other kernel.
+
+    With `is_quantised` the model's weights are replaced by int8, in place.
+    """
 
     keys_by_dimension = False
 
-    def __init__(self, model: MosaicNetwork) -> None:
-        self.path = f"torch-{model.embedding.weight.device.type}"
-        self._model = model
+    def __init__(self, model: MosaicNetwork, *, is_quantised: bool = False) -> None:
+        self.path = f"torch-{model.embedding.weight.device.type}" + QUANTISED * is_quantised
+        self._model = quantise_network(model) if is_quantised else model
 
     def step(self, token_ids: Tensor, batch: MemoryBatch, *, rows: Tensor | None = None) -> Tensor:
         logits: Tensor = self._model(token_ids, batch, all_logits=rows is not None)

@@ -42,6 +42,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     watch.lap("weights")
     state_dtype = torch.float64 if dtype is torch.float64 else torch.float32
     memory = plan_memory(config, model.config, memory_dtype, state_dtype)
+    num_parameters = model.num_parameters
     kernel = make_kernel(model, kernel_path_of(config, model.config), num_threads=num_threads)
     watch.lap("kernel")
     # Beside kernels with threads of their own torch only samples: its threads, spinning, would take their cores.
@@ -92,7 +93,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         device=config.device,
         kernel_path=kernel.path,
         fingerprint="-".join([model.fingerprint[:12], *names, kernel.path]),
-        num_parameters=model.num_parameters,
+        num_parameters=num_parameters,
         max_num_requests=config.max_num_seqs + config.max_num_waiting,
         max_num_waiting_tokens=config.max_num_waiting_tokens,
     )
@@ -144,7 +145,14 @@ def _grammar_compiler(model_dir: Path, num_ids: int) -> GrammarCompiler | None:
 def kernel_path_of(config: EngineConfig, model: NetworkConfig) -> str:
     """The name of the arithmetic that serves `config`: output bytes are the same on one path, never promised across."""
     dtype, _ = resolve_dtypes(config)
-    return choose_path(model, config.kernel, device=config.device, dtype=dtype, block_size=config.block_size)
+    return choose_path(
+        model,
+        config.kernel,
+        device=config.device,
+        dtype=dtype,
+        block_size=config.block_size,
+        quantization=config.quantization,
+    )
 
 
 def resolve_dtypes(config: EngineConfig) -> tuple[torch.dtype, torch.dtype]:
@@ -153,11 +161,12 @@ def resolve_dtypes(config: EngineConfig) -> tuple[torch.dtype, torch.dtype]:
     "auto" weights are bfloat16 where bfloat16 products are fast (GPUs, newer CPUs) and float32 elsewhere. "auto" pairs
     are float32 beside float32 weights and float16 otherwise: stored keys and values have unit norm, where float16 is
     eight times finer than bfloat16, and the kernel's sharpness (a logit scale of 100 and more) turns key rounding into
-    logit error.
+    logit error. Weights that are quantised are loaded as float32.
     """
-    is_fast = multiplies_bfloat16(config.device, config.kernel)
+    is_quantised = config.quantization != "none"
+    is_fast = not is_quantised and multiplies_bfloat16(config.device, config.kernel)
     name = config.dtype if config.dtype != "auto" else ("bfloat16" if is_fast else "float32")
     dtype: torch.dtype = getattr(torch, name)
     if config.memory_dtype != "auto":
         return dtype, getattr(torch, config.memory_dtype)
-    return dtype, torch.float32 if dtype is torch.float32 else torch.float16
+    return dtype, torch.float32 if dtype is torch.float32 and not is_quantised else torch.float16

@@ -255,14 +255,18 @@ def test_padding_ids_are_never_sampled(model: MemoryMosaic) -> None:
     assert max(produced) < 37
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-async def test_loaded_from_its_directory_it_serves(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+async def test_loaded_from_its_directory_it_serves(tmp_path: Path, weights: str) -> None:
     torch.manual_seed(5)
     save_model(MemoryMosaic(CONFIG), CONFIG, tmp_path)
-    engine = load_engine(EngineConfig(str(tmp_path), dtype=dtype, max_num_seqs=2, max_num_batched_tokens=8))  # type: ignore[arg-type]
+    how = {"quantization": "int8"} if weights == "int8" else {"dtype": weights}
+    engine = load_engine(EngineConfig(str(tmp_path), max_num_seqs=2, max_num_batched_tokens=8, **how))  # type: ignore[arg-type]
     assert engine.info.max_model_len == MAX_MODEL_LEN
-    assert engine.info.dtype == dtype
-    assert engine.info.memory_dtype == {"float32": "float32", "bfloat16": "float16"}[dtype]
+    assert engine.info.dtype == {"int8": "float32"}.get(weights, weights)
+    assert engine.info.memory_dtype == {"float32": "float32"}.get(weights, "float16")
+    assert engine.info.num_parameters == MemoryMosaic(CONFIG).num_parameters
+    assert engine.info.kernel_path.endswith("-int8") == (weights == "int8")
+    assert engine.info.fingerprint.endswith(engine.info.kernel_path)
     engine.start()
     client = LocalEngineClient(engine)
 
@@ -274,7 +278,7 @@ async def test_loaded_from_its_directory_it_serves(tmp_path: Path, dtype: str) -
 
     alone = await ask("alone")
     assert len(alone) == 30
-    if dtype == "float32":
+    if weights != "bfloat16":
         assert await asyncio.gather(*(ask(f"r{i}") for i in range(4))) == [alone] * 4
     await client.close()
 

@@ -18,6 +18,7 @@ from model.config import MosaicConfig
 from model.kernels.choice import choose_path
 from model.kernels.cpu_kernel import CpuKernel
 from model.kernels.cpu_library import kernel_path
+from model.kernels.kernel import Kernel, TorchKernel
 from model.mosaic_v1 import MemoryMosaic
 
 PATHS = [path for path in ("avx512bf16", "avx2", "generic") if kernel_path(path)]
@@ -78,7 +79,7 @@ class Run:
 
     def __init__(
         self,
-        kernel: CpuKernel,
+        kernel: Kernel,
         config: MosaicConfig,
         tokens: Tensor,
         *,
@@ -95,7 +96,7 @@ class Run:
             block_size=block_size,
             num_slots=len(tokens) + spare,
             memory_dtype=memory_dtype,
-            keys_by_dimension=True,
+            keys_by_dimension=kernel.keys_by_dimension,
         )
         # What a block held before must not matter, as long as it is finite.
         for tensor in (self.cache.keys, self.cache.values, self.cache.state):
@@ -155,11 +156,30 @@ def test_any_shape_equals_the_plain_forward(config: MosaicConfig, seed: int, blo
     assert error < max(3e-5, 10 * plain_error)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=25, deadline=None)
+@given(
+    config=configs, seed=st.integers(0, 2**20), block_size=st.sampled_from([16, 32, 48]), path=st.sampled_from(PATHS)
+)
+def test_any_quantised_shape_equals_the_plain_form(config: MosaicConfig, seed: int, block_size: int, path: str) -> None:
+    if not config.has_persistent:
+        config = replace(config, pmem_size=0, pmem_count=0)
+    model = make_model(config, seed)
+    tokens = torch.randint(config.vocab_size, (3, 45))
+    kernel = CpuKernel(model, num_threads=1, path=f"{path}-int8")
+    plain = TorchKernel(model, is_quantised=True)
+    expected = Run(plain, config, tokens, block_size=block_size, seed=seed).in_one_go()
+    actual = Run(kernel, config, tokens, block_size=block_size, seed=seed).at_random(seed)
+    error = (actual - expected).abs() / expected.abs().max().clamp(min=1e-3)
+    # A number that lies between two levels may be rounded to either, and what follows from it moves by a level: rarely.
+    assert error.quantile(0.5) < 2e-4
+    assert error.max() < 0.1
+
+
+@pytest.mark.parametrize("path", [*PATHS, *(f"{path}-int8" for path in PATHS)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("memory_dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_bytes_depend_on_nothing_but_the_tokens(path: str, dtype: torch.dtype, memory_dtype: torch.dtype) -> None:
-    config = replace(BASE, n_head=3, n_embd=60, vocab_size=77, pmem_size=50, bias=True)
+    config = replace(BASE, n_head=3, n_embd=60, vocab_size=77, pmem_size=300, bias=True)
     model = make_model(config, dtype=dtype)
     tokens = torch.randint(config.vocab_size, (4, 100))
 
@@ -225,12 +245,16 @@ def test_what_lies_outside_of_memory_is_refused(change: dict[str, list[object]],
 
 
 def test_the_choice_falls_back_with_a_reason(caplog: pytest.LogCaptureFixture) -> None:
-    def choose(wanted: str = "auto", dtype: torch.dtype = torch.float32, block_size: int = 32) -> str:
-        return choose_path(BASE, wanted, device="cpu", dtype=dtype, block_size=block_size)
+    def choose(
+        wanted: str = "auto", dtype: torch.dtype = torch.float32, block_size: int = 32, quantization: str = "none"
+    ) -> str:
+        return choose_path(BASE, wanted, device="cpu", dtype=dtype, block_size=block_size, quantization=quantization)
 
     assert choose() == PATHS[0]
     assert choose("generic") == "generic"
     assert choose("torch") == "torch-cpu"
+    assert choose(quantization="int8") == f"{PATHS[0]}-int8"
+    assert choose("torch", quantization="int8") == "torch-cpu-int8"
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         assert choose(block_size=10) == "torch-cpu"
@@ -238,5 +262,6 @@ def test_the_choice_falls_back_with_a_reason(caplog: pytest.LogCaptureFixture) -
     assert ["block size of 10" in caplog.messages[0], "float16" in caplog.messages[1]] == [True, True]
     with pytest.raises(ValueError, match="block size of 10"):
         choose("generic", block_size=10)
-    with pytest.raises(ValueError, match="expected one of"):
-        choose("fast")
+    for wrong in ({"wanted": "fast"}, {"quantization": "int3"}):
+        with pytest.raises(ValueError, match="expected one of"):
+            choose(**wrong)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.kernels.bench import Work, main
+from model.kernels.bench import Machine, Work, main
 from model.mosaic_v1 import MemoryMosaic
 from model.presets import PRESETS
 
@@ -17,13 +17,21 @@ def test_presets_have_the_sizes_they_name() -> None:
 def test_work_counts_every_weight_once_a_token_and_every_pair_once_a_reader() -> None:
     config = PRESETS["small"]
     weights = 8 * (5 * 256**2 + 2 * 256 * 896) + 4096 * 256
-    assert Work("", 1, 0, 1).operations(config) == 2 * weights
+    assert Work("", 1, 0, 1).products(config) == 2 * weights
     assert Work("", 1, 0, 3).num_pairs() == 0 + 1 + 2
     assert Work("", 2, 10, 1).bytes_moved(config, 2, 4) == weights * 2 + 2 * 10 * 2 * 256 * 8 * 4
 
 
 def test_it_reports_every_step(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--seconds", "0.001", "--threads", "1"])
+    main(["--preset", "tiny", "--seconds", "0.001", "--threads", "1", "--quantization", "int8"])
     out = capsys.readouterr().out
     assert "decode, batch 32" in out
     assert "prefill, 512 tokens" in out
+    assert "int8 weights" in out
+
+
+def test_a_bound_is_the_longer_of_moving_and_computing() -> None:
+    config, work = PRESETS["small"], Work("", 1, 10, 1)
+    fast_memory, fast_products = Machine(1e30, 1e9, 1e9), Machine(1e9, 1e30, 1e30)
+    assert fast_memory.bound_s(work, config, 1e6) == pytest.approx((work.products(config) + work.reads(config)) / 1e9)
+    assert fast_products.bound_s(work, config, 1e6) == pytest.approx(1e-3)

@@ -15,7 +15,7 @@ thread_local std::string last_error;
 struct Path {
   const char* name;
   RunStep run;
-  bool rounds;
+  Probe probe;
 };
 
 bool supports(const std::string& name) {
@@ -23,7 +23,8 @@ bool supports(const std::string& name) {
   __builtin_cpu_init();
   if (name == "avx512bf16")
     return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("f16c");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c");
   if (name == "avx2")
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
@@ -32,10 +33,10 @@ bool supports(const std::string& name) {
 
 const Path kPaths[] = {
 #if defined(__x86_64__)
-    {"avx512bf16", avx512bf16::run_step, true},
-    {"avx2", avx2::run_step, false},
+    {"avx512bf16", avx512bf16::run_step, {avx512bf16::read_through, avx512bf16::multiply_often}},
+    {"avx2", avx2::run_step, {avx2::read_through, avx2::multiply_often}},
 #endif
-    {"generic", generic::run_step, false},
+    {"generic", generic::run_step, {generic::read_through, generic::multiply_often}},
 };
 
 uint16_t to_bfloat16(float x) {
@@ -94,29 +95,41 @@ class Network {
   }
 
   void set_matrix(Matrix& m, const float* weights, const float* bias, int rows, int depth) {
-    m.rows = rows;
-    m.depth = depth;
-    m.width = rows <= 32 ? 32 : 64;
-    m.type = model_.type;
-    if (bias) m.bias = keep(bias, rows, static_cast<int64_t>(m.tiles()) * m.width);
-    const bool wide = m.type == kFloat32;
-    const int64_t depth_padded = wide ? depth : m.padded_depth();
-    const int64_t bytes = m.tiles() * depth_padded * m.width * (wide ? 4 : 2);
-    m.packed = packed_.take(bytes);
+    shape(m, model_.type, bias, rows, depth);
+    const int group = m.group();
     for (int r = 0; r < rows; ++r) {
-      const int64_t tile = static_cast<int64_t>(r / m.width) * depth_padded * m.width;
-      const int column = r % m.width;
       for (int k = 0; k < depth; ++k) {
         const float w = weights[static_cast<int64_t>(r) * depth + k];
-        if (wide) static_cast<float*>(m.packed)[tile + k * m.width + column] = w;
-        else static_cast<uint16_t*>(m.packed)[tile + (k / 2 * m.width + column) * 2 + k % 2] = to_bfloat16(w);
+        const int64_t at = place(m, group, r, k);
+        if (m.type == kFloat32) static_cast<float*>(m.packed)[at] = w;
+        else static_cast<uint16_t*>(m.packed)[at] = to_bfloat16(w);
+      }
+    }
+  }
+
+  // `span`: depths that are summed apart, 0 for all together.
+  void set_bytes(Matrix& m, const int8_t* weights, const float* scales, const float* bias, int rows, int depth,
+                 int span) {
+    if (depth > kMaxByteDepth) throw std::runtime_error("too deep for int8 sums");
+    shape(m, kInt8, bias, rows, depth);
+    m.span = span ? span : m.padded_depth();
+    m.scales = keep(scales, rows, m.padded_rows());
+    const int spans = (depth + m.span - 1) / m.span;
+    offsets_.emplace_back(static_cast<size_t>(spans) * m.padded_rows(), 0);
+    m.offsets = offsets_.back().data();
+    for (int r = 0; r < rows; ++r) {
+      for (int k = 0; k < depth; ++k) {
+        const int8_t w = weights[static_cast<int64_t>(r) * depth + k];
+        static_cast<int8_t*>(m.packed)[place(m, 4, r, k)] = w;
+        offsets_.back()[static_cast<size_t>(k / m.span) * m.padded_rows() + r] += kZero * w;
       }
     }
   }
 
   void run(const Cache& cache, const Step& step) {
     check(cache, step);
-    scratch_.prepare(model_, cache, step, team_.size(), kReadQueries, kReadChunk);
+    scratch_.prepare(model_, cache, step, team_.size(), kReadQueries, kReadChunk,
+                     read_block(model_.type));
     path_.run(model_, cache, step, scratch_, team_);
   }
 
@@ -126,6 +139,24 @@ class Network {
   }
 
  private:
+  // Sums of products of bytes and int8 fit into 32 bits.
+  static constexpr int kMaxByteDepth = 65536;
+
+  void shape(Matrix& m, Type type, const float* bias, int rows, int depth) {
+    m.rows = rows;
+    m.depth = depth;
+    m.width = rows <= 32 ? 32 : 64;
+    m.type = type;
+    if (bias) m.bias = keep(bias, rows, m.padded_rows());
+    m.packed = packed_.take(m.tiles() * m.tile_bytes());
+  }
+
+  // Where a weight lies in a packed matrix.
+  static int64_t place(const Matrix& m, int group, int row, int k) {
+    const int64_t tile = static_cast<int64_t>(row / m.width) * m.padded_depth() * m.width;
+    return tile + (static_cast<int64_t>(k / group) * m.width + row % m.width) * group + k % group;
+  }
+
   // What would read or write outside of the caller's memory is refused before anything is touched.
   void check(const Cache& cache, const Step& step) const {
     const auto require = [](bool ok, const char* what) {
@@ -158,6 +189,7 @@ class Network {
   std::vector<Layer> layers_;
   std::vector<std::vector<Matrix>> banks_;
   std::vector<std::vector<float>> vectors_;
+  std::vector<std::vector<int32_t>> offsets_;
   Arena packed_;
   Scratch scratch_;
 };
@@ -174,6 +206,13 @@ int guarded(F f) {
 }
 
 }  // namespace
+
+const Probe* find_probe(const char* wanted) {
+  for (const Path& path : kPaths)
+    if (supports(path.name) && std::string(wanted) == path.name) return &path.probe;
+  return nullptr;
+}
+
 }  // namespace mosaic
 
 using namespace mosaic;
@@ -207,6 +246,17 @@ int mosaic_set_matrix(void* network, int layer, const char* name, int index, con
   return guarded([&] {
     auto* n = static_cast<Network*>(network);
     n->set_matrix(*n->matrix(layer, name, index), weights, bias, rows, depth);
+  });
+}
+
+// The same for weights that were quantised: each stands for itself times its row's scale.
+int mosaic_set_bytes(void* network, int layer, const char* name, int index, const int8_t* weights, const float* scales,
+                     const float* bias, int rows, int depth) {
+  return guarded([&] {
+    auto* n = static_cast<Network*>(network);
+    const bool is_read_in_blocks = std::string(name) == "persistent_values";
+    n->set_bytes(*n->matrix(layer, name, index), weights, scales, bias, rows, depth,
+                 is_read_in_blocks ? read_block(kInt8) : 0);
   });
 }
 

@@ -8,6 +8,11 @@
 #define MOSAIC_AVX2
 #include "simd.inl"
 #include "product.inl"
+#include "bytes.inl"
+#include "tile.inl"
 #include "memory.inl"
+#include "operand.inl"
+#include "persistent.inl"
 #include "step.inl"
+#include "probe.inl"
 #endif

@@ -4,5 +4,10 @@
 #define MOSAIC_ISA generic
 #include "simd.inl"
 #include "product.inl"
+#include "bytes.inl"
+#include "tile.inl"
 #include "memory.inl"
+#include "operand.inl"
+#include "persistent.inl"
 #include "step.inl"
+#include "probe.inl"

@@ -7,24 +7,33 @@
 namespace mosaic {
 
 // How numbers are stored in memory. The values are part of the C interface.
-enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
 constexpr int kLanes = 16;
 constexpr int kMaxBlockSize = 256;  // pairs; a multiple of kLanes
 constexpr int kMaxDim = 512;        // of a head
+constexpr int kZero = 128;          // what stands for 0 among quantised operands, which are unsigned
 
 // A weight matrix W [rows, depth], used as y = W x, packed so that a tile of `width` outputs is read as one stream:
-// float32: [tile][depth][width]; bfloat16: [tile][depth / 2][width][2], depth rounded up to even.
+// [tile][depth / group][width][group], depth rounded up to the group that one instruction multiplies: 1 float32,
+// 2 bfloat16, 4 int8. An int8 stands for itself times its output's scale.
 struct Matrix {
   int32_t rows = 0;
   int32_t depth = 0;
   int32_t width = 64;  // 64, or 32 for matrices of fewer outputs
   Type type = kFloat32;
   void* packed = nullptr;
-  const float* bias = nullptr;  // [rows] or null
+  const float* bias = nullptr;    // [rows] or null
+  const float* scales = nullptr;  // int8: [rows], padded to whole tiles
+  // int8: kZero times the sum of an output's weights over every `span` of the depth, [spans][rows], padded likewise.
+  const int32_t* offsets = nullptr;
+  int32_t span = 0;
 
   int32_t tiles() const { return (rows + width - 1) / width; }
-  int32_t padded_depth() const { return (depth + 1) & ~1; }
+  int32_t padded_rows() const { return tiles() * width; }
+  int32_t group() const { return type == kInt8 ? 4 : type == kBFloat16 ? 2 : 1; }
+  int32_t padded_depth() const { return (depth + group() - 1) / group() * group(); }
+  int64_t tile_bytes() const { return int64_t{4} / group() * padded_depth() * width; }
 };
 
 struct Norm {
@@ -53,7 +62,7 @@ struct Sizes {
   int32_t n_layer, n_head, n_embd, head_dim, vocab_size, pmem_size, pmem_count;
   int32_t pre_norm, has_persistent;
   float norm_eps, logit_scale;
-  Type type;  // of the weights, and of the numbers that are multiplied with them
+  Type type;  // of the weights, and of the numbers that are multiplied with them where the processor can
 };
 
 struct Model : Sizes {

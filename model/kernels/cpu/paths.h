@@ -10,18 +10,36 @@
 namespace mosaic {
 
 constexpr int kReadQueries = 4;      // queries that read the contextual memory together
-constexpr int64_t kReadChunk = 12;  // rows that read a head of the persistent memory together
+constexpr int64_t kReadChunk = 48;  // rows that read a head of the persistent memory together
+
+// Pairs of the persistent memory whose softmax is taken together; quantised weights are relative to the largest of them.
+constexpr int read_block(Type type) { return type == kInt8 ? 128 : 256; }
+
+// What measures a path's bounds.
+struct Probe {
+  float (*read)(const char*, int64_t);
+  void (*multiply)(const Matrix&, const Model&, const Rows&, int64_t, int, float*);
+};
+
+// Of the path of this name, or null.
+const Probe* find_probe(const char* path);
 
 using RunStep = void (*)(const Model&, const Cache&, const Step&, Scratch&, Team&);
 
 namespace avx512bf16 {
 void run_step(const Model&, const Cache&, const Step&, Scratch&, Team&);
+float read_through(const char*, int64_t);
+void multiply_often(const Matrix&, const Model&, const Rows&, int64_t, int, float*);
 }
 namespace avx2 {
 void run_step(const Model&, const Cache&, const Step&, Scratch&, Team&);
+float read_through(const char*, int64_t);
+void multiply_often(const Matrix&, const Model&, const Rows&, int64_t, int, float*);
 }
 namespace generic {
 void run_step(const Model&, const Cache&, const Step&, Scratch&, Team&);
+float read_through(const char*, int64_t);
+void multiply_often(const Matrix&, const Model&, const Rows&, int64_t, int, float*);
 }
 
 static inline float half_to_float(uint16_t h) {

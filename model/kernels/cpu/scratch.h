@@ -78,41 +78,65 @@ class Arena {
   size_t left_ = 0;
 };
 
+// Rows of numbers, and the same in the narrow form in which they go into a product: bfloat16, or bytes with a scale each.
+struct Rows {
+  float* wide = nullptr;
+  uint16_t* narrow = nullptr;  // or bytes
+  float* scales = nullptr;
+  int64_t stride = 0;  // elements from row to row, whatever the form
+  int64_t scale_stride = 1;
+};
+
+class RowsBuffer {
+ public:
+  Rows reserve(int64_t rows, int64_t stride, int64_t scale_stride) {
+    wide_.reserve(rows * stride);
+    narrow_.reserve(rows * stride);
+    scales_.reserve(rows * scale_stride);
+    return {wide_, narrow_, scales_, stride, scale_stride};
+  }
+
+ private:
+  Buffer<float> wide_, scales_;
+  Buffer<uint16_t> narrow_;
+};
+
+// One row's softmax so far: the largest logit, and the sum of exponentials against it.
+struct Softmax {
+  float top = -1e30f;
+  float mass = 0.0f;
+};
+
 // What one thread needs to read memories.
 struct Private {
   Buffer<float> pair_logits;  // [kReadQueries, pair_stride]
   int64_t pair_stride = 0;
-  Buffer<float> logits, read;  // of a persistent memory
-  Buffer<uint16_t> weights;
-  int64_t stride = 0;
+  RowsBuffer weights_buffer;
+  Rows weights;        // [read_chunk, block] of a persistent memory: logits, then their weights
+  Buffer<float> read;  // [read_chunk, head_dim]
+  Buffer<Softmax> softmaxes;
 };
 
 struct Scratch {
   Buffer<float> stream;     // [tokens, n_embd]
-  Buffer<float> normed;     // [tokens, stride] what a product is asked with, or what a memory gave
-  Buffer<uint16_t> rounded;  // [tokens, stride] the same as bfloat16
   Buffer<float> projected;  // [tokens, projected_stride]
-  Buffer<float> query;      // [tokens, query_stride] of n_head * query_dim
-  Buffer<uint16_t> query_rounded;
+  Rows inputs;              // [tokens, n_embd] what a product is asked with, or what a memory gave
+  Rows queries;             // [tokens, n_head * query_dim] of the persistent memory
   std::vector<int64_t> first_row;  // [sequences]
-  int64_t stride = 0, projected_stride = 0, query_dim = 0, query_stride = 0;
+  int64_t projected_stride = 0, query_dim = 0;
   std::vector<Private> privates;
 
   Private& mine(const Team&) { return privates[Team::index()]; }
 
   void prepare(const Model& m, const Cache& cache, const Step& step, int num_threads, int read_queries,
-               int64_t read_chunk) {
+               int64_t read_chunk, int read_block) {
     const int64_t n = step.num_tokens;
-    stride = (m.n_embd + 31) / 32 * 32;
     projected_stride = 3 * static_cast<int64_t>(m.n_embd);
-    query_dim = (m.head_dim + 1) / 2 * 2;
-    query_stride = query_dim * m.n_head;
+    query_dim = (m.head_dim + 3) / 4 * 4;
     stream.reserve(n * m.n_embd);
-    normed.reserve(n * stride);
-    rounded.reserve(n * stride);
     projected.reserve(n * projected_stride);
-    query.reserve(n * query_stride);
-    query_rounded.reserve(n * query_stride);
+    inputs = inputs_buffer_.reserve(n, (m.n_embd + 31) / 32 * 32, 1);
+    queries = queries_buffer_.reserve(n, query_dim * m.n_head, m.n_head);
     first_row.resize(step.num_sequences);
     for (int64_t s = 0, row = 0; s < step.num_sequences; row += step.num_new[s], ++s) first_row[s] = row;
     if (privates.size() != static_cast<size_t>(num_threads)) privates = std::vector<Private>(num_threads);
@@ -122,12 +146,14 @@ struct Scratch {
     for (auto& p : privates) {
       p.pair_stride = (most_pairs / cache.block_size + 1) * cache.block_size;
       p.pair_logits.reserve(read_queries * p.pair_stride);
-      p.stride = (m.pmem_size + 63) / 64 * 64;
-      p.logits.reserve(read_chunk * p.stride);
-      p.weights.reserve(read_chunk * p.stride);
+      p.weights = p.weights_buffer.reserve(read_chunk, read_block + 32, 1);
       p.read.reserve(read_chunk * m.head_dim);
+      p.softmaxes.reserve(read_chunk);
     }
   }
+
+ private:
+  RowsBuffer inputs_buffer_, queries_buffer_;
 };
 
 }  // namespace mosaic

@@ -8,6 +8,7 @@ typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
 
 #define MOSAIC_INLINE static inline __attribute__((always_inline))
 
@@ -58,7 +59,13 @@ MOSAIC_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
 #endif
 }
 
-MOSAIC_INLINE f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
+MOSAIC_INLINE f32x16 max(f32x16 a, f32x16 b) {
+#if defined(MOSAIC_AVX512)
+  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // Sums and maxima over lanes, always in the same order: halves, quarters, ...
 MOSAIC_INLINE float sum(f32x16 v) {
@@ -110,7 +117,39 @@ MOSAIC_INLINE f32x16 exp_nonpositive(f32x16 x) {
 #endif
 }
 
+// The same for results of which eight bits are kept: the relative error is below 4e-6, exp(0) still 1, and what is below
+// exp(-87) is as good as 0.
+MOSAIC_INLINE f32x16 rough_exp(f32x16 x) {
+  const f32x16 y = max(x * splat(1.44269504f), splat(-126.0f)), magic = splat(12582912.0f);
+  const f32x16 shifted = y + magic, r = y - (shifted - magic);
+  f32x16 p = splat(9.58285e-3f);
+  p = fma(p, r, splat(5.590643e-2f));
+  p = fma(p, r, splat(2.4024099e-1f));
+  p = fma(p, r, splat(6.9312419e-1f));
+  p = fma(p, r, splat(1.0f));
+  return (f32x16)((u32x16)p + ((u32x16)shifted << 23));
+}
+
 MOSAIC_INLINE float exp_nonpositive(float x) { return exp_nonpositive(splat(x))[0]; }
+
+// The nearest integers, ties to even, of numbers between -2^22 and 2^22.
+MOSAIC_INLINE i32x16 nearest(f32x16 v) {
+#if defined(MOSAIC_AVX512)
+  return (i32x16)_mm512_cvtps_epi32((__m512)v);
+#else
+  const f32x16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds
+  return (i32x16)(v + magic) - (i32x16)magic;
+#endif
+}
+
+// The lowest 8 bits of each.
+MOSAIC_INLINE u8x16 lowest_bytes(i32x16 v) {
+#if defined(MOSAIC_AVX512)
+  return (u8x16)_mm512_cvtepi32_epi8((__m512i)v);
+#else
+  return __builtin_convertvector((u32x16)v & 0xff, u8x16);
+#endif
+}
 
 // To bfloat16, to nearest, ties to even.
 MOSAIC_INLINE u16x16 narrow(f32x16 v) {
