@@ -24,7 +24,7 @@ from model.layers import LayerNorm, Linear, MixedValues, split_heads
 from model.network import MosaicNetwork
 from model.past_v2 import Memory, ParallelPastV2, PastV2
 
-_LOG_BETA_MAX, _LOG_VALUE_SCALE_MAX = 10.0, 15.0
+LOG_BETA_MAX, LOG_VALUE_SCALE_MAX = 10.0, 15.0
 
 
 class GatedKeyExtractor(nn.Module):
@@ -56,9 +56,13 @@ class Bandwidth(nn.Module):
     def forward(self, num_pairs: Tensor, dtype: torch.dtype) -> Tensor:
         """[*tokens] integers -> [*tokens, heads, 1]. What it says of no pairs at all does not matter."""
         log_n = num_pairs.clamp(min=1).to(dtype).log().unsqueeze(-1)
-        beta0, beta1 = (b.to(dtype).clamp(max=_LOG_BETA_MAX).exp() for b in (self.log_beta0, self.log_beta1))
-        beta = beta1 * torch.exp(self.alpha.to(dtype).abs().clamp(max=1) * log_n) + beta0
-        return beta.unsqueeze(-1)
+        beta0, beta1, alpha = self.values(dtype)
+        return (beta1 * torch.exp(alpha * log_n) + beta0).unsqueeze(-1)
+
+    def values(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+        """beta_0, beta_1 and alpha, [heads] each."""
+        beta0, beta1 = (b.to(dtype).clamp(max=LOG_BETA_MAX).exp() for b in (self.log_beta0, self.log_beta1))
+        return beta0, beta1, self.alpha.to(dtype).abs().clamp(max=1)
 
 
 class ContextualMemoryV2(nn.Module):
@@ -78,7 +82,7 @@ class ContextualMemoryV2(nn.Module):
         completed_value = unit(past.previous_contribution(own, self.memory) + earlier, 0.0)
         query = key * self.bandwidth(past.num_visible(self.memory), x.dtype)
         y = past.read(query, past.previous_key(key, self.memory), completed_value, self.memory)
-        scale = self.value.log_scale.to(x.dtype).abs().clamp(max=_LOG_VALUE_SCALE_MAX).exp()
+        scale = self.value.log_scale.to(x.dtype).abs().clamp(max=LOG_VALUE_SCALE_MAX).exp()
         return (y * scale[:, None]).flatten(-2)
 
 

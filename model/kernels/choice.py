@@ -11,6 +11,7 @@ from model.kernels.cpu_kernel import CpuKernel, unsupported
 from model.kernels.cpu_library import kernel_path
 from model.kernels.kernel import QUANTISED, Kernel, TorchKernel, split_path
 from model.mosaic_v1 import MemoryMosaic
+from model.mosaic_v2 import MemoryMosaicV2
 from model.network import MosaicNetwork
 
 logger = logging.getLogger(__name__)
@@ -69,5 +70,5 @@ def make_kernel(model: MosaicNetwork, path: str, *, num_threads: int) -> Kernel:
     """The kernel that `choose_path` named. The model is its own from then on."""
     if path.startswith("torch-"):
         return TorchKernel(model, is_quantised=split_path(path)[1])
-    assert isinstance(model, MemoryMosaic)
+    assert isinstance(model, MemoryMosaic | MemoryMosaicV2)
     return CpuKernel(model, num_threads=num_threads, path=path)

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from model.cache import MemoryBatch
-from model.config import MosaicConfig, NetworkConfig
+from model.config import NetworkConfig
 from model.kernels import cpu_library
 from model.kernels.cpu_library import CacheView, Sizes, StepView
 from model.kernels.kernel import QUANTISED, split_path
+from model.kernels.packing_v2 import matrices_v2, sizes_v2, vectors_v2
 from model.layers import Block, ContextualMemory, MixedValues, log_decay, scale
 from model.mosaic_v1 import MemoryMosaic
+from model.mosaic_v2 import BlockV2, MemoryMosaicV2
 from model.quantise import quantise
 
 MAX_BLOCK_SIZE, MAX_HEAD_DIM, LANES = 256, 512, 16
@@ -33,8 +35,6 @@ def unsupported(config: NetworkConfig, device_type: str, dtype: torch.dtype, blo
     """Why the library cannot serve such a model with blocks of this size, or None if it can."""
     if device_type != "cpu":
         return "the model is not on the CPU"
-    if not isinstance(config, MosaicConfig):
-        return f"they serve memory-mosaic-v1, and this is a {config.architecture}"
     if dtype not in (torch.float32, torch.bfloat16):
         return f"weights of {dtype} are not supported"
     if config.head_dim > MAX_HEAD_DIM:
@@ -56,7 +56,7 @@ class CpuKernel:
 
     keys_by_dimension = True
 
-    def __init__(self, model: MemoryMosaic, *, num_threads: int, path: str | None = None) -> None:
+    def __init__(self, model: MemoryMosaic | MemoryMosaicV2, *, num_threads: int, path: str | None = None) -> None:
         wanted, self._is_quantised = split_path(path)
         lib, name = cpu_library.library(), cpu_library.kernel_path(wanted)
         if lib is None or name is None:
@@ -71,16 +71,20 @@ class CpuKernel:
         self._finalizer = weakref.finalize(self, lib.mosaic_free, self._handle)
         self._pack(model)
 
-    def _pack(self, model: MemoryMosaic) -> None:
+    def _pack(self, model: MemoryMosaic | MemoryMosaicV2) -> None:
         head = model.embedding.weight if model.head is None else model.head.get_parameter("weight")
         self._set_matrix(0, "head", 0, head, None)
         self._set_vectors(0, _norm("norm", model.norm))
         self._lib.mosaic_set_embedding(self._handle, self._embedding.data_ptr(), _TYPES[model.dtype])
         for i, block in enumerate(model.blocks):
-            assert isinstance(block, Block)
-            for name, index, weight, bias in _matrices(block):
+            if isinstance(block, BlockV2):
+                matrices, vectors = matrices_v2(block), vectors_v2(block)
+            else:
+                assert isinstance(block, Block)
+                matrices, vectors = _matrices(block), _vectors(block)
+            for name, index, weight, bias in matrices:
                 self._set_matrix(i, name, index, weight, bias)
-            self._set_vectors(i, _vectors(block))
+            self._set_vectors(i, vectors)
 
     def _set_matrix(self, layer: int, name: str, index: int, weight: Tensor, bias: Tensor | None) -> None:
         w = weight.detach().float().contiguous()
@@ -110,7 +114,9 @@ class CpuKernel:
         wanted = num_new.cumsum(0).int() - 1 if rows is None else rows.int()
         logits = torch.empty(len(wanted), self._vocab_size)
         tables, slots, ids = batch.block_tables.contiguous(), batch.slots.contiguous(), token_ids.contiguous()
-        snapshots = None if batch.snapshots is None else batch.snapshots.contiguous()
+        snapshots, short_tables = (
+            None if tensor is None else tensor.contiguous() for tensor in (batch.snapshots, batch.short_tables)
+        )
         view = CacheView(
             keys=cache.keys.data_ptr(),
             values=cache.values.data_ptr(),
@@ -127,6 +133,7 @@ class CpuKernel:
             token_ids=ids.data_ptr(),
             slots=slots.data_ptr(),
             block_tables=tables.data_ptr(),
+            short_tables=None if short_tables is None else short_tables.data_ptr(),
             num_computed=num_computed.data_ptr(),
             num_new=num_new.data_ptr(),
             snapshots=None if snapshots is None else snapshots.data_ptr(),
@@ -138,9 +145,12 @@ class CpuKernel:
         return logits
 
 
-def _sizes(model: MemoryMosaic, weight_type: int) -> Sizes:
+def _sizes(model: MemoryMosaic | MemoryMosaicV2, weight_type: int) -> Sizes:
+    if isinstance(model, MemoryMosaicV2):
+        return Sizes(type=weight_type, **sizes_v2(model.config))
     c = model.config
     return Sizes(
+        version=1,
         n_layer=c.n_layer,
         n_head=c.n_head,
         n_embd=c.n_embd,

@@ -14,8 +14,9 @@ class Sizes(Structure):
     """Mirrors `Sizes` of cpu/model.h."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("n_layer", "n_head", "n_embd", "head_dim", "vocab_size")),
+        *((name, c_int32) for name in ("version", "n_layer", "n_head", "n_embd", "head_dim", "vocab_size")),
         *((name, c_int32) for name in ("pmem_size", "pmem_count", "pre_norm", "has_persistent")),
+        *((name, c_int32) for name in ("persistent_size", "short_window", "long_delay")),
         ("norm_eps", c_float),
         ("logit_scale", c_float),
         ("type", c_int32),
@@ -43,7 +44,8 @@ class StepView(Structure):
         ("num_sequences", c_int32),
         ("num_tokens", c_int32),
         ("max_blocks", c_int32),
-        *((name, c_void_p) for name in ("token_ids", "slots", "block_tables", "num_computed", "num_new")),
+        *((name, c_void_p) for name in ("token_ids", "slots", "block_tables", "short_tables")),
+        *((name, c_void_p) for name in ("num_computed", "num_new")),
         *((name, c_void_p) for name in ("snapshots", "logit_rows")),
         ("num_logit_rows", c_int32),
         ("logits", c_void_p),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from model.checkpoint import save_model
 from model.config import MosaicV2Config
+from model.kernels.cpu_kernel import CpuKernel
+from model.kernels.cpu_library import kernel_path
 from model.kernels.kernel import TorchKernel
 from model.mosaic_v2 import MemoryMosaicV2
 from service.config import EngineConfig
@@ -58,6 +61,21 @@ def one_pass(model: MemoryMosaicV2, request: Request) -> list[int]:
     return tokens[len(request.prompt_token_ids) :]
 
 
+def manage_blocks(
+    num_blocks: int,
+    block_size: int,
+    max_num_seqs: int,
+    budget: int,
+    *,
+    spare_short_blocks: int = 0,
+    has_prefix_cache: bool = True,
+) -> BlockManager:
+    window = CONFIG.short_window - 1
+    needed = ShortTermBlocks.num_needed(window, block_size, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
+    short_term = ShortTermBlocks(num_blocks, needed + spare_short_blocks, block_size, window)
+    return BlockManager(num_blocks, block_size, max_num_seqs, has_prefix_cache=has_prefix_cache, short_term=short_term)
+
+
 def make_engine(
     model: MemoryMosaicV2,
     *,
@@ -66,14 +84,8 @@ def make_engine(
     max_num_seqs: int,
     budget: int,
     spare_short_blocks: int = 0,
-    has_prefix_cache: bool = True,
 ) -> Engine:
-    window = CONFIG.short_window - 1
-    needed = ShortTermBlocks.num_needed(window, block_size, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
-    short_term = ShortTermBlocks(num_blocks, needed + spare_short_blocks, block_size, window)
-    blocks = BlockManager(
-        num_blocks, block_size, max_num_seqs, has_prefix_cache=has_prefix_cache, short_term=short_term
-    )
+    blocks = manage_blocks(num_blocks, block_size, max_num_seqs, budget, spare_short_blocks=spare_short_blocks)
     engine = engine_over(TorchKernel(model), CONFIG, blocks, budget, torch.float64, torch.float64)
     # What no sequence has written may not matter.
     engine.runner.cache.keys.fill_(7)  # type: ignore[attr-defined]
@@ -166,6 +178,33 @@ def test_a_forked_text_goes_on_from_the_shared_window(model: MemoryMosaicV2) -> 
     assert engine.scheduler.blocks.prefix_cache.num_hit_tokens == 3 * 41
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_with_the_cpu_kernels_no_byte_depends_on_the_schedule(dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    kernel = CpuKernel(MemoryMosaicV2(CONFIG).cast_weights(dtype).eval().requires_grad_(False), num_threads=2)
+    requests = [make_request(f"r{i}", 20 + i % 3, 40, i % 2, (0.7, 1.5)[i % 2]) for i in range(6)]
+    requests = [replace(r, sampling=replace(r.sampling, num_logprobs=2)) for r in requests]
+
+    def produce(chosen: list[Request], blocks: BlockManager, budget: int) -> dict[str, list[tuple[object, ...]]]:
+        engine = engine_over(kernel, CONFIG, blocks, budget, torch.float16)
+        for request in chosen:
+            engine.add_request(request)
+        told: dict[str, list[tuple[object, ...]]] = {request.request_id: [] for request in chosen}
+        while engine.has_work:
+            for output in engine.step():
+                told[output.request_id] += zip(output.new_token_ids, output.logprobs, strict=True)
+            engine.scheduler.check_integrity()
+        return told
+
+    alone: dict[str, list[tuple[object, ...]]] = {}
+    for request in requests:
+        alone |= produce([request], manage_blocks(4, 16, 1, 64, has_prefix_cache=False), 64)
+    roomy, tight = manage_blocks(24, 16, 6, 64, spare_short_blocks=20), manage_blocks(6, 16, 4, 7)
+    assert produce(requests, roomy, 64) == alone
+    assert roomy.prefix_cache.num_hit_tokens > 0
+    assert produce(requests, tight, 7) == alone, "in small chunks, with preemptions"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 async def test_loaded_from_its_directory_it_serves(tmp_path: Path, dtype: str) -> None:
     torch.manual_seed(5)
@@ -178,7 +217,7 @@ async def test_loaded_from_its_directory_it_serves(tmp_path: Path, dtype: str) -
         max_num_batched_tokens=8,  # type: ignore[arg-type]
     )
     engine = load_engine(config)
-    assert (engine.info.dtype, engine.info.kernel_path) == (dtype, "torch-cpu")
+    assert (engine.info.dtype, engine.info.kernel_path) == (dtype, kernel_path())
     engine.start()
     client = LocalEngineClient(engine)
 
@@ -190,8 +229,7 @@ async def test_loaded_from_its_directory_it_serves(tmp_path: Path, dtype: str) -
 
     alone = await ask("alone")
     assert len(alone) == 50
-    if dtype == "float32":
-        assert await asyncio.gather(*(ask(f"r{i}") for i in range(4))) == [alone] * 4
+    assert await asyncio.gather(*(ask(f"r{i}") for i in range(4))) == [alone] * 4
     await client.close()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from model.arithmetic import compute_dtype
 from model.cache import MemoryBatch, MemoryCache
 from model.config import MosaicConfig, MosaicV2Config
+from model.kernels.kernel import Kernel, TorchKernel
 from model.mosaic_v1 import MemoryMosaic
 from model.mosaic_v2 import MemoryMosaicV2
 from model.network import MosaicNetwork
@@ -118,20 +119,24 @@ def served(
     *,
     block_size: int = 3,
     max_chunk: int = 7,
+    kernel: Kernel | None = None,
+    memory_dtype: torch.dtype | None = None,
     chunk: Callable[[random.Random], int] = lambda rng: rng.choice([1, 1, 2, 3, 7]),
 ) -> list[Tensor]:
     """Logits [time, vocab_size] of every token of every sequence, by calls on random batches of them.
 
     Every call picks some sequences in some order and a number of new tokens for each. Blocks and slots are scattered
     over a cache that is full of other numbers. Short-term blocks are a ring, as long as window and chunks demand.
+    By the network's own cached form, or by a kernel made from it.
     """
+    kernel = kernel or TorchKernel(model)
     rng, precise = random.Random(seed), compute_dtype(model.dtype)
     blocks_each = [-(-max(len(s) - 1, 1) // block_size) for s in sequences]
     short_each = [min(n, _ring_size(model.config, block_size, max_chunk)) for n in blocks_each]
     num_blocks, num_slots = sum(blocks_each) + sum(short_each) + 2, len(sequences) + 2
     cache = MemoryCache(
         model.config, num_blocks=num_blocks, block_size=block_size, num_slots=num_slots,
-        memory_dtype=precise, state_dtype=precise,
+        memory_dtype=memory_dtype or precise, state_dtype=precise, keys_by_dimension=kernel.keys_by_dimension,
     )  # fmt: skip
     cache.keys.fill_(37)
     cache.values.fill_(-1e4)
@@ -153,7 +158,7 @@ def served(
             short_tables=[short[s] for s in picked] if short_each[0] else None,
         )  # fmt: skip
         token_ids = torch.cat([sequences[s][done[s] : done[s] + n] for s, n in zip(picked, new, strict=True)])
-        out = model(token_ids, batch, all_logits=True)
+        out = kernel.step(token_ids, batch, rows=torch.arange(sum(new)))
         for s, n, rows in zip(picked, new, torch.split(out, new), strict=True):
             done[s] += n
             logits[s].append(rows)

@@ -194,7 +194,7 @@ def test_a_model_of_the_second_version_is_told_about_and_generates(run: Run, tmp
     facts = json.loads(out)
     assert code == ExitCode.OK
     assert facts["model"]["architecture"] == "memory-mosaic-v2"
-    assert facts["runtime"]["kernel_path"] == "torch-cpu"
+    assert facts["runtime"]["kernel_path"] in ("avx512bf16", "avx2", "generic")
     # Two layers, 32 wide: a window of 31 pairs lies in at most three blocks of 16; beside it five vectors of state.
     assert facts["memory"]["bytes_per_token"] == 2 * 2 * 32 * 4
     assert facts["memory"]["bytes_per_sequence"] == 3 * 16 * (2 * 2 * 32 * 4) + 5 * 2 * 32 * 4

@@ -65,6 +65,8 @@ class Network {
     if (name == "contextual_output") return &l.contextual_output;
     if (name == "persistent_key") return &l.persistent_key;
     if (name == "persistent_output") return &l.persistent_output;
+    if (name == "persistent_gate_up") return &l.persistent_gate_up;
+    if (name == "persistent_down") return &l.persistent_down;
     if (name == "persistent_keys") return &banks_.at(2 * layer).at(index);
     if (name == "persistent_values") return &banks_.at(2 * layer + 1).at(index);
     throw std::runtime_error("no matrix is called " + name);
@@ -82,6 +84,10 @@ class Network {
     if (name == "sharpness") return &l.sharpness;
     if (name == "value_scale") return &l.value_scale;
     if (name == "mix") return &l.mix;
+    if (name == "beta0") return &l.beta0;
+    if (name == "beta1") return &l.beta1;
+    if (name == "alpha") return &l.alpha;
+    if (name == "gates") return &l.gates;
     if (name == "persistent_decay") return &l.persistent_decay;
     if (name == "persistent_sharpness") return &l.persistent_sharpness;
     if (name == "persistent_scale") return &l.persistent_scale;
@@ -164,6 +170,8 @@ class Network {
     };
     require(cache.block_size > 0 && cache.block_size % kLanes == 0 && cache.block_size <= kMaxBlockSize,
             "block size out of range");
+    require(step.max_blocks == 0 || (model_.version == 2) == (step.short_tables != nullptr),
+            "short-term tables and version do not agree");
     for (int i = 0; i < step.num_tokens; ++i)
       require(step.token_ids[i] >= 0 && step.token_ids[i] < model_.vocab_size, "token id out of range");
     for (int i = 0; i < step.num_logit_rows; ++i)
@@ -176,9 +184,11 @@ class Network {
       const int64_t pairs = static_cast<int64_t>(step.num_computed[s]) + step.num_new[s] - 1;
       const int64_t blocks = (pairs + cache.block_size - 1) / cache.block_size;
       require(blocks <= step.max_blocks, "block table too short");
-      for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t block = step.block_tables[static_cast<int64_t>(s) * step.max_blocks + b];
-        require(block >= 0 && block < cache.num_blocks, "block out of range");
+      for (const int64_t* tables : {step.block_tables, step.short_tables}) {
+        for (int64_t b = 0; tables && b < blocks; ++b) {
+          const int64_t block = tables[static_cast<int64_t>(s) * step.max_blocks + b];
+          require(block >= 0 && block < cache.num_blocks, "block out of range");
+        }
       }
     }
   }

@@ -14,5 +14,6 @@
 #include "operand.inl"
 #include "persistent.inl"
 #include "step.inl"
+#include "step_v2.inl"
 #include "probe.inl"
 #endif

@@ -15,5 +15,6 @@
 #include "operand.inl"
 #include "persistent.inl"
 #include "step.inl"
+#include "step_v2.inl"
 #include "probe.inl"
 #endif

@@ -10,4 +10,5 @@
 #include "operand.inl"
 #include "persistent.inl"
 #include "step.inl"
+#include "step_v2.inl"
 #include "probe.inl"

@@ -42,6 +42,9 @@ MOSAIC_INLINE f32x16 load_as(const void* p, int64_t i) {
   return load((const uint16_t*)p + i, T == kFloat16);
 }
 
+// The window of a memory that shows everything.
+constexpr int64_t kAll = INT64_MAX / 2;
+
 // Where one head of one sequence remembers.
 struct Pairs {
   const Cache* cache;
@@ -98,9 +101,10 @@ MOSAIC_INLINE void all_logits(const Pairs& pairs, const float* queries, int64_t 
   }
 }
 
-// Turns the first `visible` logits of a row into exponentials against their maximum and the rest, up to `padded`, into
-// zeros. Returns the sum, taken lane by lane over absolute positions.
-MOSAIC_INLINE float exponentials(float* logits, int64_t visible, int64_t padded) {
+// Turns the logits from `hidden` to `visible` of a row into exponentials against their maximum and the others, up to
+// `padded`, into zeros. Returns the sum, taken lane by lane over absolute positions.
+MOSAIC_INLINE float exponentials(float* logits, int64_t hidden, int64_t visible, int64_t padded) {
+  for (int64_t i = 0; i < hidden; ++i) logits[i] = -__builtin_inff();
   for (int64_t i = visible; i < padded; ++i) logits[i] = -__builtin_inff();
   f32x16 most = load(logits);
   for (int64_t i = kLanes; i < padded; i += kLanes) most = max(most, load(logits + i));
@@ -156,20 +160,24 @@ MOSAIC_INLINE void weighted_tail(const Pairs& pairs, const float* weights, int64
   }
 }
 
-// Reads Q consecutive queries of one head; query q sees the first `visible + q` pairs. Every sum runs over absolute
-// positions of pairs from the first on, so it depends neither on how the queries arrived nor on what else is read.
-// `logits` is room for [Q][stride] numbers.
+// Reads Q consecutive queries of one head; query q sees the first `visible + q` pairs, or the last `window` of them.
+// Every sum runs over absolute positions of pairs from the first on, where blocks before all windows only add zeros, so
+// it depends neither on how the queries arrived nor on what else is read. `logits` is room for [Q][stride] numbers.
 template <Type T, int Q>
-static void read_queries(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t visible,
+static void read_queries(Pairs pairs, const float* queries, int64_t query_stride, int64_t visible, int64_t window,
                          float* logits, int64_t stride, float* out, int64_t out_stride) {
   const int size = pairs.cache->block_size, dim = pairs.dim;
+  const int64_t skipped = visible > window ? (visible - window) / size : 0;
+  pairs.blocks += skipped;
+  visible -= skipped * size;
   const int64_t num_blocks = (visible + Q - 1 + size - 1) / size;
   all_logits<T, Q>(pairs, queries, query_stride, num_blocks, logits, stride);
   float inverse[Q];
   for (int q = 0; q < Q; ++q) {
     const int64_t seen = visible + q;
     if (seen > 0) {
-      inverse[q] = 1.0f / exponentials(logits + q * stride, seen, num_blocks * size);
+      const int64_t hidden = seen > window ? seen - window : 0;
+      inverse[q] = 1.0f / exponentials(logits + q * stride, hidden, seen, num_blocks * size);
     } else {
       inverse[q] = 0.0f;
       for (int64_t i = 0; i < num_blocks * size; ++i) logits[q * stride + i] = 0.0f;
@@ -184,14 +192,14 @@ static void read_queries(const Pairs& pairs, const float* queries, int64_t query
 }
 
 template <Type T>
-static void read_all(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t visible, int count,
-                     float* logits, int64_t stride, float* out, int64_t out_stride) {
+static void read_all(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t visible, int64_t window,
+                     int count, float* logits, int64_t stride, float* out, int64_t out_stride) {
   int q = 0;
   for (; q + kReadQueries <= count; q += kReadQueries)
-    read_queries<T, kReadQueries>(pairs, queries + q * query_stride, query_stride, visible + q, logits, stride,
-                                  out + q * out_stride, out_stride);
+    read_queries<T, kReadQueries>(pairs, queries + q * query_stride, query_stride, visible + q, window, logits,
+                                  stride, out + q * out_stride, out_stride);
   for (; q < count; ++q)
-    read_queries<T, 1>(pairs, queries + q * query_stride, query_stride, visible + q, logits, stride,
+    read_queries<T, 1>(pairs, queries + q * query_stride, query_stride, visible + q, window, logits, stride,
                        out + q * out_stride, out_stride);
 }
 

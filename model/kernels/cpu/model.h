@@ -55,12 +55,20 @@ struct Layer {
   const float* persistent_decay = nullptr;  // [n_head]
   const float* persistent_sharpness = nullptr;
   const float* persistent_scale = nullptr;
+  // The second version. Here `projection` yields [key | value] of the short-term and of the long-term memory,
+  // `value_scale` and `mix` are [2 * n_head], and so are these, short-term heads first.
+  const float* beta0 = nullptr;
+  const float* beta1 = nullptr;
+  const float* alpha = nullptr;
+  const float* gates = nullptr;  // [4 * n_head, n_embd]: gate and decay of the one memory, then of the other
+  Matrix persistent_gate_up, persistent_down;
 };
 
 // What the caller tells of a network when it makes one.
 struct Sizes {
-  int32_t n_layer, n_head, n_embd, head_dim, vocab_size, pmem_size, pmem_count;
+  int32_t version, n_layer, n_head, n_embd, head_dim, vocab_size, pmem_size, pmem_count;
   int32_t pre_norm, has_persistent;
+  int32_t persistent_size, short_window, long_delay;  // of the second version
   float norm_eps, logit_scale;
   Type type;  // of the weights, and of the numbers that are multiplied with them where the processor can
 };
@@ -68,18 +76,28 @@ struct Sizes {
 struct Model : Sizes {
   explicit Model(const Sizes& sizes) : Sizes(sizes) {}
 
+  int state_vectors() const { return version == 2 ? 5 : 3; }
+  // Most numbers that a row has before and after a product.
+  int64_t input_width() const { return version == 2 ? largest(2 * n_embd, persistent_size) : n_embd; }
+  int64_t output_width() const {
+    return version == 2 ? largest(4 * n_embd + 4 * n_head, 2 * persistent_size) : int64_t{3} * n_embd;
+  }
+
   Layer* layers = nullptr;
   Norm norm;
   Matrix head;
   const void* embedding = nullptr;  // [vocab_size, n_embd] of `embedding_type`
   Type embedding_type = kFloat32;
+
+ private:
+  static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 };
 
 // The memory cache: unit keys, dimension-major so that one load covers kLanes pairs, and unit values, pair-major.
 struct Cache {
   void* keys;    // [n_layer, num_blocks, n_head, head_dim, block_size]
   void* values;  // [n_layer, num_blocks, n_head, block_size, head_dim]
-  float* state;  // [n_layer, num_slots, 3, n_embd]
+  float* state;  // [n_layer, num_slots, 3 or 5, n_embd]
   int64_t num_blocks, num_slots;
   int32_t block_size;
   Type type;
@@ -91,6 +109,7 @@ struct Step {
   const int64_t* token_ids;     // [num_tokens]
   const int64_t* slots;         // [num_sequences]
   const int64_t* block_tables;  // [num_sequences, max_blocks]
+  const int64_t* short_tables;  // likewise, of the short-term memory; null in the first version
   const int32_t* num_computed;  // [num_sequences]
   const int32_t* num_new;       // [num_sequences]
   const int64_t* snapshots;     // [num_tokens] slots that keep the state after a token, -1 for none; null: none at all

@@ -120,7 +120,7 @@ struct Private {
 struct Scratch {
   Buffer<float> stream;     // [tokens, n_embd]
   Buffer<float> projected;  // [tokens, projected_stride]
-  Rows inputs;              // [tokens, n_embd] what a product is asked with, or what a memory gave
+  Rows inputs;              // [tokens, input_width] what a product is asked with, or what a memory gave
   Rows queries;             // [tokens, n_head * query_dim] of the persistent memory
   std::vector<int64_t> first_row;  // [sequences]
   int64_t projected_stride = 0, query_dim = 0;
@@ -131,11 +131,11 @@ struct Scratch {
   void prepare(const Model& m, const Cache& cache, const Step& step, int num_threads, int read_queries,
                int64_t read_chunk, int read_block) {
     const int64_t n = step.num_tokens;
-    projected_stride = 3 * static_cast<int64_t>(m.n_embd);
+    projected_stride = m.output_width();
     query_dim = (m.head_dim + 3) / 4 * 4;
     stream.reserve(n * m.n_embd);
     projected.reserve(n * projected_stride);
-    inputs = inputs_buffer_.reserve(n, (m.n_embd + 31) / 32 * 32, 1);
+    inputs = inputs_buffer_.reserve(n, (m.input_width() + 31) / 32 * 32, 1);
     queries = queries_buffer_.reserve(n, query_dim * m.n_head, m.n_head);
     first_row.resize(step.num_sequences);
     for (int64_t s = 0, row = 0; s < step.num_sequences; row += step.num_new[s], ++s) first_row[s] = row;

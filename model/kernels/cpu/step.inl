@@ -97,7 +97,8 @@ static void contextual_head(const Walk& w, const Layer& layer, int l, int64_t se
   Private& p = s.mine(w.team);
   const auto read =
       c.type == kFloat32 ? read_all<kFloat32> : c.type == kFloat16 ? read_all<kFloat16> : read_all<kBFloat16>;
-  read(pairs, queries, s.projected_stride, computed, count, p.pair_logits, p.pair_stride, out, s.inputs.stride);
+  read(pairs, queries, s.projected_stride, computed, kAll, count, p.pair_logits, p.pair_stride, out,
+       s.inputs.stride);
   for (int t = 0; t < count; ++t)
     for (int d = 0; d < dim; ++d) out[t * s.inputs.stride + d] *= layer.value_scale[head];
 }
@@ -113,13 +114,13 @@ static void contextual(const Walk& w, const Layer& layer, int l) {
   });
 }
 
-// Phase: brings what the memories gave into the form of operands.
-static void narrow_rows(const Walk& w) {
+// Phase: brings the n numbers a row that the memories gave into the form of operands.
+static void narrow_rows(const Walk& w, int n) {
   if (form(w.model) == Form::kWide) return;
   const Rows& rows = w.scratch.inputs;
   w.team.share(w.step.num_tokens, [&](int64_t row) {
     const int64_t at = row * rows.stride;
-    write_operand(w.model, rows.wide + at, w.model.n_embd, rows, at, row);
+    write_operand(w.model, rows.wide + at, n, rows, at, row);
   });
 }
 
@@ -169,6 +170,8 @@ static void logits(const Walk& w) {
   product(w, m.head, w.step.num_logit_rows, {w.step.logits, m.vocab_size, false, m.logit_scale});
 }
 
+static void second_version(const Walk& w, const Layer& layer, int l);
+
 void run_step(const Model& m, const Cache& cache, const Step& step, Scratch& s, Team& team) {
   const Walk w = {m, cache, step, s, team};
   const Output projected = {s.projected, s.projected_stride}, stream = {s.stream, m.n_embd, true};
@@ -176,17 +179,21 @@ void run_step(const Model& m, const Cache& cache, const Step& step, Scratch& s, 
   embed(w);
   for (int l = 0; l < m.n_layer; ++l) {
     const Layer& layer = m.layers[l];
+    if (m.version == 2) {
+      second_version(w, layer, l);
+      continue;
+    }
     norm_rows(w, layer.contextual_norm);
     product(w, layer.projection, step.num_tokens, projected);
     contextual(w, layer, l);
-    narrow_rows(w);
+    narrow_rows(w, m.n_embd);
     product(w, layer.contextual_output, step.num_tokens, stream);
     if (!m.has_persistent) continue;
     norm_rows(w, layer.persistent_norm);
     product(w, layer.persistent_key, step.num_tokens, projected);
     persistent_queries(w, layer, l);
     persistent_read(w, layer);
-    narrow_rows(w);
+    narrow_rows(w, m.n_embd);
     product(w, layer.persistent_output, step.num_tokens, stream);
   }
   logits(w);
