@@ -105,7 +105,10 @@ def _in_blocks(x: Tensor) -> Tensor:
 
 
 def quantise_network(network: Network) -> Network:
-    """Replaces every weight matrix of `network` but the embedding's table by int8, in place; returns it."""
+    """Replaces the weight matrices of `network` by int8, in place; returns it.
+
+    The embedding's table stays, and so do matrices that set a scale or a decay.
+    """
     if network.head is None:
         network.head = QuantisedLinear(network.embedding.weight)
     # A memory takes over its linear layers: these first.
@@ -114,8 +117,8 @@ def quantise_network(network: Network) -> Network:
     return network
 
 
-def _replace(network: nn.Module, kind: type[Module], replacement: Callable[[Module], nn.Module]) -> None:
-    for parent in list(network.modules()):
+def _replace(network: MosaicNetwork, kind: type[Module], replacement: Callable[[Module], nn.Module]) -> None:
+    for parent_name, parent in list(network.named_modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, kind):
+            if isinstance(child, kind) and not f"{parent_name}.{name}.weight".endswith(network.PRECISE):
                 setattr(parent, name, replacement(child))

@@ -15,6 +15,7 @@ from model.config import MosaicV2Config
 from model.kernels.choice import choose_path
 from model.kernels.cpu_kernel import CpuKernel
 from model.kernels.cpu_library import kernel_path
+from model.kernels.kernel import TorchKernel
 from tests.model.mosaics import assert_close, random_v2_model, served, small_v2_config, v2_configs
 
 PATHS = [path for path in ("avx512bf16", "avx2", "generic") if kernel_path(path)]
@@ -62,6 +63,21 @@ def test_bytes_depend_on_nothing_but_the_text(path: str, dtype: torch.dtype) -> 
             assert torch.equal(a, b)
     for sequence, rows in zip(sequences, alone, strict=True):
         assert_close(rows, model(sequence[None])[0], 0.02 if dtype is torch.float32 else 0.2)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_quantised_it_agrees_with_the_plain_form_of_that(path: str) -> None:
+    model = random_v2_model(CONFIG, dtype=torch.float32).requires_grad_(False)
+    kernel = CpuKernel(model, num_threads=1, path=f"{path}-int8")
+    plain = TorchKernel(copy.deepcopy(model), is_quantised=True)
+    sequences = draw_ids(CONFIG, 80, 33)
+    expected = served(model, sequences, 0, block_size=16, kernel=plain)
+    alone = served(model, sequences, 0, block_size=16, kernel=kernel)
+    chunks = served(model, sequences, 1, block_size=16, max_chunk=80, chunk=lambda _: 80, kernel=kernel)
+    for a, b, e in zip(alone, chunks, expected, strict=True):
+        assert torch.equal(a, b)
+        # An input a hair's breadth from the middle between two levels may go either way, and then a little more does.
+        assert float((a - e).abs().mean() / e.abs().mean()) < 0.03
 
 
 @pytest.mark.parametrize("path", PATHS)
