@@ -29,6 +29,7 @@ from service.startup import gateway_tracer, served_model
 GATEWAY = "Gateway"
 _MAX_GATEWAYS = 64
 # Requests a replica may hold beyond what its engine accepts, so that the refusal is the engine's, with its reason.
+# (It may have to hold as many again that a lost replica had.)
 _REFUSAL_SLACK = 64
 _MAX_CONNECTIONS = 4096
 # Settings of a server of our own, which is not there when Serve does the listening; and keys, since Ray keeps and shows
@@ -67,7 +68,7 @@ def engine_application(
     deployment = serve.deployment(
         name=ENGINE,
         num_replicas=num_replicas,
-        max_ongoing_requests=capacity + _MAX_GATEWAYS + _REFUSAL_SLACK,
+        max_ongoing_requests=2 * capacity + _MAX_GATEWAYS + _REFUSAL_SLACK,
         max_queued_requests=capacity * num_replicas + _REFUSAL_SLACK,
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
         health_check_period_s=1.0,
@@ -96,7 +97,7 @@ class GatewayReplica:
         while client is None:
             # Engines take as long as they take to load; should they fail, the application does.
             with contextlib.suppress(EngineError):
-                client = await RayEngineClient.connect(engine)
+                client = await RayEngineClient.connect(engine, resume_timeout_s=settings.resume_timeout)
         context = serve.get_replica_context()
         name = context.replica_id.unique_id
         served = served_model(settings, await client.info())

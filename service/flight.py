@@ -1,57 +1,74 @@
-"""One request on its way through an engine elsewhere, as the gateway sees it. Knows nothing of how it got there."""
+"""One request on its way through one engine elsewhere, as the gateway sees it. Knows nothing of how it got there."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
-from service.engine.errors import EngineDeadError, EngineError
+from service.engine.errors import EngineDeadError
 from service.engine.request import FinishReason, RequestOutput
 from service.wire import merge
+
+_ABORTED = "the engine replica gave the request up"
+
+
+class EngineLostError(EngineDeadError):
+    """The engine that had accepted a request will not end it; another may go on."""
 
 
 class Flight:
     """What came back for a request and was not read yet.
 
-    The one reader gets exactly one finished output, or an error before any output; what comes later is dropped.
+    The one reader gets every output up to exactly one finished one, or to the loss of the engine, which is an error;
+    what comes later is dropped. `request_id` is what the engine knows the request by.
     """
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.replica: str | None = None
         self._output: RequestOutput | None = None
-        self._error: EngineError | None = None
+        self._loss: EngineLostError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._is_read = False
         self.is_finished = False
-        self.is_lost = False
+
+    @property
+    def is_lost(self) -> bool:
+        return self._loss is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is waited for."""
+        return self.is_finished or self.is_lost
 
     def put(self, output: RequestOutput) -> None:
-        if not self.is_finished:
-            self.is_finished = output.is_finished
-            self._output = merge(self._output, output)
-            self._wake()
-
-    def fail(self, message: str) -> None:
-        """Ends the request here: an error for a reader that has read nothing, else a last output."""
-        if self.is_finished:
+        if self.is_over:
             return
-        self.is_lost = True
-        if self._is_read or self._output:
-            self.put(RequestOutput(self.request_id, finish_reason=FinishReason.ERROR, error=message))
-        else:
-            self.is_finished = True
-            self._error = EngineDeadError(message)
+        # Nobody aborts a request that still has a reader, unless the replica is going.
+        if output.is_engine_failure or output.finish_reason is FinishReason.ABORT:
+            if output.new_token_ids:
+                self._output = merge(
+                    self._output, replace(output, finish_reason=None, error=None, is_engine_failure=False)
+                )
+            self.lose(output.error or _ABORTED)
+            return
+        self.is_finished = output.is_finished
+        self._output = merge(self._output, output)
+        self._wake()
+
+    def lose(self, message: str) -> None:
+        """Ends it here: what came before can still be read."""
+        if not self.is_over:
+            self._loss = EngineLostError(message)
             self._wake()
 
     async def take(self) -> RequestOutput:
-        """All new ids as one output; waits for the first. Raises EngineDeadError."""
+        """All new ids as one output; waits for the first. Raises EngineLostError."""
         while self._output is None:
-            if self._error:
-                raise self._error
+            if self._loss is not None:
+                raise self._loss
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         output, self._output = self._output, None
-        self._is_read = True
         return output
 
     def _wake(self) -> None:

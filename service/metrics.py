@@ -179,6 +179,9 @@ class GatewayMetrics:
         )
         self.prompt_tokens = self._plain_counter("prompt_tokens", "Prompt tokens of accepted requests.")
         self.generation_tokens = self._plain_counter("generation_tokens", "Tokens received from the engine.")
+        self.resumptions = self._plain_counter(
+            "request_resumptions", "Times a request went on at another replica because its own was lost."
+        )
         self.cancelled = self._plain_counter("requests_cancelled", "Completions whose client went away.")
         self._success = Counter(
             PREFIX + "request_success", "Requests that ended, by reason.", ["finished_reason"], registry=self.registry

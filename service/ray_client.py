@@ -17,17 +17,19 @@ from typing import Any, cast
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from service.delivery import Delivery
 from service.engine.errors import EngineDeadError, EngineError, EngineOverloadedError, RequestRejectedError
 from service.engine.inspection import Inspection
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
-from service.flight import Flight
+from service.flight import EngineLostError, Flight
 from service.ray_engine import PULSE_PERIOD_S, EngineReplica
 from service.wire import Hello, Item, Pulse, StepMessage, StreamError, Verdict, unpack
 
 logger = logging.getLogger(__name__)
 
 REPLICA_TIMEOUT_S = 10.0
+RESUME_TIMEOUT_S = 60.0
 TEND_PERIOD_S = 2.0
 # A replica whose stream has been silent for this many seconds counts as unhealthy; it speaks every second.
 SILENCE_TIMEOUT_S = 6.0
@@ -35,6 +37,10 @@ _LAST_OUTPUT_TIMEOUT_S = 5.0
 # Of one request: a refusal by each of a few replicas, and streams to be opened first.
 _MAX_ATTEMPTS = 10
 _LOST = "the engine replica working on this request was lost"
+_CLOSING = "the server is shutting down"
+# Between two tries to find a replica for a request that lost its own: twice as long each time.
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 1.0
 
 _Call = DeploymentResponseGenerator[Item]
 
@@ -44,6 +50,7 @@ class _Link:
     """The stream from one replica."""
 
     replica: str
+    info: EngineInfo
     stream: _Call
     pulse: Pulse
     heard_at_s: float = field(default_factory=time.monotonic)
@@ -56,14 +63,28 @@ class _Link:
         return self.pulse.health
 
 
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """A request under way at a replica that has accepted it."""
+
+    flight: Flight
+    call: _Call
+
+
 class RayEngineClient:
     """Implements the gateway's `EngineClient` over the replicas of one deployment.
 
-    All methods are called on the event loop that `connect` ran on. Replicas may come and go at any time.
+    All methods are called on the event loop that `connect` ran on. Replicas may come and go at any time. A request
+    whose replica is lost goes on at another that gives the same bytes, if one takes it within `resume_timeout_s`; 0
+    ends it with an error instead.
     """
 
     def __init__(
-        self, deployment: DeploymentHandle[EngineReplica], *, replica_timeout_s: float = REPLICA_TIMEOUT_S
+        self,
+        deployment: DeploymentHandle[EngineReplica],
+        *,
+        replica_timeout_s: float = REPLICA_TIMEOUT_S,
+        resume_timeout_s: float = RESUME_TIMEOUT_S,
     ) -> None:
         # By value (gRPC between the processes, plain pickle) a message costs a fifth of one through Ray's objects.
         self._handle = deployment.options(
@@ -75,6 +96,7 @@ class RayEngineClient:
         )
         self._id = uuid.uuid4().hex
         self._replica_timeout_s = replica_timeout_s
+        self._resume_timeout_s = resume_timeout_s
         self._links: dict[str, _Link] = {}
         self._flights: dict[str, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,10 +106,14 @@ class RayEngineClient:
 
     @classmethod
     async def connect(
-        cls, deployment: DeploymentHandle[EngineReplica], *, replica_timeout_s: float = REPLICA_TIMEOUT_S
+        cls,
+        deployment: DeploymentHandle[EngineReplica],
+        *,
+        replica_timeout_s: float = REPLICA_TIMEOUT_S,
+        resume_timeout_s: float = RESUME_TIMEOUT_S,
     ) -> RayEngineClient:
         """A client with a stream from every replica there is. Raises EngineError when none answers in time."""
-        client = cls(deployment, replica_timeout_s=replica_timeout_s)
+        client = cls(deployment, replica_timeout_s=replica_timeout_s, resume_timeout_s=resume_timeout_s)
         try:
             await client._open_link()
             await client._look_around()
@@ -106,27 +132,34 @@ class RayEngineClient:
         """See `EngineClient.generate`."""
         if request.request_id in self._flights:
             raise RequestRejectedError(f"request id {request.request_id!r} is in use")
-        # First of all, because outputs may come before the answer to the call.
-        flight = self._flights[request.request_id] = Flight(request.request_id)
-        call: _Call | None = None
-        try:
+        delivery = Delivery(request)
+        while True:
             try:
-                async with asyncio.timeout(request.timeout_s):
-                    call, flight.replica = await self._send(request)
+                async with asyncio.timeout(delivery.time_left_s):
+                    passage = await self._place(delivery)
             except TimeoutError:
-                yield RequestOutput(request.request_id, finish_reason=FinishReason.DEADLINE)
+                yield delivery.end(FinishReason.DEADLINE)
                 return
-            self._start(self._watch(call, flight))
-            while True:
-                output = await flight.take()
-                yield output
-                if output.is_finished:
-                    return
-        finally:
-            del self._flights[request.request_id]
-            if call is not None and (flight.is_lost or not flight.is_finished):
-                flight.is_finished = True
-                _cancel(call)
+            except EngineError as error:
+                if not delivery.has_output:
+                    raise
+                yield delivery.end(FinishReason.ERROR, str(error))
+                return
+            try:
+                while True:
+                    output = delivery.book(await passage.flight.take())
+                    yield output
+                    if output.is_finished:
+                        return
+            except EngineLostError as loss:
+                if delivery.lose() and self._resume_timeout_s and not self._is_closed:
+                    continue
+                if not delivery.has_output:
+                    raise
+                yield delivery.end(FinishReason.ERROR, str(loss))
+                return
+            finally:
+                self._leave(passage)
 
     async def health(self) -> EngineHealth:
         """Green while any replica is."""
@@ -153,7 +186,7 @@ class RayEngineClient:
         """Ends every stream, and with it, on the replicas, every request of this gateway."""
         self._is_closed = True
         for flight in self._flights.values():
-            flight.fail("the server is shutting down")
+            flight.lose(_CLOSING)
         for link in list(self._links.values()):
             self._drop(link)
         for task in self._tasks:
@@ -163,20 +196,65 @@ class RayEngineClient:
 
     # Requests
 
-    async def _send(self, request: Request) -> tuple[_Call, str]:
-        """Gets `request` accepted: its call, and the replica that has it. Raises EngineError."""
+    async def _place(self, delivery: Delivery) -> _Passage:
+        """Gets what is left of a request accepted: at once, or, after a loss, within a time. Raises EngineError."""
+        if not delivery.num_losses:
+            return await self._send(delivery)
+        try:
+            async with asyncio.timeout(self._resume_timeout_s):
+                passage = await self._send_patiently(delivery)
+        except TimeoutError as error:
+            message = f"{_LOST}, and no other could go on with it within {self._resume_timeout_s:g} s"
+            raise EngineDeadError(message) from error
+        replica, num_tokens = passage.flight.replica, delivery.num_tokens
+        fields = {"replica": replica, "resumed": delivery.request_id, "num_tokens": num_tokens}
+        message = "request %s lost its engine replica and goes on at %s after %d tokens"
+        logger.warning(message, delivery.request_id, replica, num_tokens, extra={"fields": fields})
+        return passage
+
+    async def _send_patiently(self, delivery: Delivery) -> _Passage:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._send(delivery)
+            except RequestRejectedError:
+                raise
+            except EngineError:
+                if self._is_closed:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _send(self, delivery: Delivery) -> _Passage:
+        """Gets what is left of a request accepted by some replica. Raises EngineError."""
+        flight = Flight(delivery.next_id())
+        # First of all, because outputs may come before the answer to the call.
+        self._flights[flight.request_id] = flight
+        try:
+            return await self._offer(delivery, flight)
+        except BaseException:
+            del self._flights[flight.request_id]
+            raise
+
+    async def _offer(self, delivery: Delivery, flight: Flight) -> _Passage:
         refusal: EngineError | None = None
-        avoid = {link.replica for link in self._links.values() if not link.health.is_healthy}
+        avoid = self._unfit(delivery.system_fingerprint)
         asked: set[str] = set()
-        started_s = time.monotonic()
         for _ in range(_MAX_ATTEMPTS):
             if self._is_closed:
                 break
-            call = self._call(request.later(time.monotonic() - started_s), avoid=avoid | asked)
+            call = self._call(
+                delivery.rest(flight.request_id),
+                avoid=avoid | delivery.lost_replicas | asked,
+                system_fingerprint=delivery.system_fingerprint,
+            )
             verdict = await self._first(call)
             assert isinstance(verdict, Verdict)
             if verdict.refusal is None:
-                return call, verdict.replica
+                delivery.accepted(verdict.replica, verdict.system_fingerprint)
+                flight.replica = verdict.replica
+                self._start(self._watch(call, flight))
+                return _Passage(flight, call)
             refusal = _soonest(refusal, verdict.refusal)
             if isinstance(refusal, RequestRejectedError) or verdict.replica in asked:
                 break
@@ -184,25 +262,41 @@ class RayEngineClient:
                 await self._open_link(verdict.replica)
             else:
                 asked.add(verdict.replica)
-        raise refusal or EngineDeadError("the server is shutting down")
+        raise refusal or EngineDeadError(_CLOSING)
+
+    def _unfit(self, system_fingerprint: str) -> set[str]:
+        """Replicas that are not well, or, where there is a fingerprint, give other bytes."""
+        return {
+            link.replica
+            for link in self._links.values()
+            if not link.health.is_healthy or system_fingerprint not in ("", link.info.system_fingerprint)
+        }
+
+    def _leave(self, passage: _Passage) -> None:
+        """Nobody reads any more what comes of a request there."""
+        flight = passage.flight
+        del self._flights[flight.request_id]
+        if not flight.is_finished:
+            flight.lose(_LOST)
+            _cancel(passage.call)
 
     async def _watch(self, call: _Call, flight: Flight) -> None:
         """Waits for the end of a request's call: whatever ended it, the reader gets its last output."""
         try:
             async for _ in call:
                 pass
-            if not flight.is_finished:
+            if not flight.is_over:
                 await asyncio.sleep(_LAST_OUTPUT_TIMEOUT_S)
         except Exception as error:
-            if not flight.is_finished:
+            if not flight.is_over:
                 logger.warning("a request's call to its engine replica failed: %s", _first_line(error))
-        flight.fail(_LOST)
+        flight.lose(_LOST)
 
     # Calls
 
-    def _call(self, request: Request | None, *, avoid: set[str]) -> _Call:
+    def _call(self, request: Request | None, *, avoid: set[str], system_fingerprint: str = "") -> _Call:
         hint = {"avoid": avoid} if avoid else {}
-        return cast(_Call, self._handle.remote(self._id, request, **hint))
+        return cast(_Call, self._handle.remote(self._id, request, system_fingerprint=system_fingerprint, **hint))
 
     async def _first(self, call: _Call) -> Item:
         """The first item of a call. Raises EngineError, also when no replica takes it in time."""
@@ -224,6 +318,7 @@ class RayEngineClient:
             first.add_done_callback(take_back)
             raise
         except TimeoutError as error:
+            _cancel(call)
             if (await self.health()).is_healthy:
                 raise EngineOverloadedError("every engine replica is busy", self._seconds_per_request) from error
             raise EngineDeadError("no engine replica is available") from error
@@ -261,7 +356,7 @@ class RayEngineClient:
                 raise hello.refusal
             assert isinstance(hello, Hello)
             self._info = self._info or hello.info
-            link = self._links[hello.replica] = _Link(hello.replica, stream, hello.pulse)
+            link = self._links[hello.replica] = _Link(hello.replica, hello.info, stream, hello.pulse)
             self._start(self._read(link))
 
     async def _read(self, link: _Link) -> None:
@@ -285,13 +380,13 @@ class RayEngineClient:
             self._drop(link)
 
     def _drop(self, link: _Link) -> None:
-        """Forgets a replica's stream; requests that still wait for it end with an error."""
+        """Forgets a replica's stream; requests that still wait for it have lost it."""
         if self._links.get(link.replica) is link:
             del self._links[link.replica]
             _cancel(link.stream)
             for flight in self._flights.values():
                 if flight.replica == link.replica:
-                    flight.fail(_LOST)
+                    flight.lose(_LOST)
 
     async def _tend(self) -> None:
         """Looks for replicas that came or went, for as long as the client lives."""

@@ -68,7 +68,8 @@ class _Gateway:
     def fail(self, reason: str) -> None:
         """Ends every request and then the stream."""
         for request_id in list(self.requests):
-            self.put(RequestOutput(request_id, finish_reason=FinishReason.ERROR, error=reason))
+            failure = RequestOutput(request_id, finish_reason=FinishReason.ERROR, error=reason, is_engine_failure=True)
+            self.put(failure)
         self.mailbox.close()
 
 
@@ -107,13 +108,17 @@ class EngineReplica:
         gateway_id: str,
         request: Request | None = None,
         *,
+        system_fingerprint: str = "",
         avoid: Set[str] = frozenset(),  # noqa: ARG002
     ) -> AsyncGenerator[Item, None]:
         """Without a request: the stream of that gateway. With one: generates it, into that stream.
 
-        `avoid` is for the router alone: see `LeastLoadedRouter`.
+        Where `system_fingerprint` is another than this engine's, the request is refused: what is known of its text
+        would not go on here as it has begun. `avoid` is for the router alone: see `LeastLoadedRouter`.
         """
-        return self._stream(gateway_id) if request is None else self._generate(gateway_id, request)
+        if request is None:
+            return self._stream(gateway_id)
+        return self._generate(gateway_id, request, system_fingerprint)
 
     async def stats(self) -> EngineStats:
         """Counters and gauges of this moment."""
@@ -155,16 +160,18 @@ class EngineReplica:
                 self._engine.abort(request_id)
                 ended.set()
 
-    async def _generate(self, gateway_id: str, request: Request) -> AsyncGenerator[Item, None]:
-        request_id = request.request_id
+    async def _generate(self, gateway_id: str, request: Request, system_fingerprint: str) -> AsyncGenerator[Item, None]:
+        request_id, own = request.request_id, self._engine.info.system_fingerprint
         try:
+            if system_fingerprint not in ("", own):
+                raise EngineDeadError(f"the request began on {system_fingerprint}, and this engine is {own}")
             gateway = self._accept(gateway_id, request)
         except EngineError as error:
             yield Verdict(self._name, error)
             return
         ended = gateway.requests[request_id]
         try:
-            yield Verdict(self._name)
+            yield Verdict(self._name, system_fingerprint=own)
             await ended.wait()
         finally:
             if not ended.is_set():

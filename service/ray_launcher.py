@@ -76,7 +76,7 @@ async def _serve(settings: ServeSettings, config: EngineConfig, door: FrontDoor,
             with progress.step(f"Loading {settings.model_name}"):
                 app_name = _app_name(settings)
                 await cluster.deploy(lambda: _application(settings, config), app_name)
-                client = await _connect(app_name)
+                client = await _connect(app_name, settings.resume_timeout)
             await serve_client(settings, client, door, progress)
             code = ExitCode.OK
     finally:
@@ -104,14 +104,15 @@ def _app_name(settings: ServeSettings) -> str:
     return "tessera-" + re.sub(r"[^\w.-]", "-", settings.model_name)
 
 
-async def _connect(app_name: str) -> EngineClient:
+async def _connect(app_name: str, resume_timeout_s: float) -> EngineClient:
     from ray import serve
 
     from service.ray_client import RayEngineClient
     from service.ray_engine import ENGINE
 
     try:
-        return await RayEngineClient.connect(serve.get_deployment_handle(ENGINE, app_name))
+        engines = serve.get_deployment_handle(ENGINE, app_name)
+        return await RayEngineClient.connect(engines, resume_timeout_s=resume_timeout_s)
     except EngineError as error:
         raise EngineStartError(str(error)) from error
 

@@ -191,6 +191,13 @@ class ServeSettings(EngineSettings):
     local: bool = option(False, "Ray", "One process: gateway and engine together, without Ray.")
     replicas: int = option(1, "Ray", "Engine replicas.", ge=1)
     num_gpus: float = option(0.0, "Ray", "GPUs of each replica.", ge=0, allow_inf_nan=False)
+    resume_timeout: float = option(
+        60.0,
+        "Ray",
+        "Seconds in which a request whose replica was lost may find another to go on at; 0 ends it with an error.",
+        ge=0,
+        allow_inf_nan=False,
+    )
     ray_address: str | None = option(
         None, "Ray", "Cluster to run on, such as auto or HOST:PORT. Default: a private Ray on this machine."
     )

@@ -47,10 +47,14 @@ class StepMessage:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The one item of a request's own call, which then lasts until the request has ended."""
+    """The one item of a request's own call, which then lasts until the request has ended.
+
+    `system_fingerprint` is the engine's that took it.
+    """
 
     replica: str
     refusal: EngineError | None = None
+    system_fingerprint: str = ""
 
 
 class StreamError(EngineDeadError):
@@ -63,7 +67,7 @@ Item = Hello | StepMessage | Verdict
 def pack(output: RequestOutput) -> PackedOutput:
     """`output` as a tuple where it has nothing but tokens, as nearly all after the first have."""
     is_more = output.finish_reason is not None or output.timing is not None or output.prompt_logprobs is not None
-    if is_more or output.num_cached_tokens:
+    if is_more or output.num_cached_tokens or output.is_engine_failure or output.num_resumptions:
         return output
     if not output.logprobs:
         return output.request_id, output.new_token_ids
@@ -95,4 +99,6 @@ def merge(first: RequestOutput | None, then: RequestOutput) -> RequestOutput:
         first.logprobs + then.logprobs,
         first.prompt_logprobs if then.prompt_logprobs is None else then.prompt_logprobs,
         first.num_cached_tokens or then.num_cached_tokens,
+        then.is_engine_failure,
+        first.num_resumptions + then.num_resumptions,
     )

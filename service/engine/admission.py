@@ -56,8 +56,11 @@ class Admission:
         self._tokens_by_key: Counter[str] = Counter()
 
     def accept(self, request: Request) -> None:
-        """Counts `request`. Raises EngineOverloadedError or KeyOverloadedError where it does not fit."""
-        if len(self._live) >= self._limits.max_num_running:
+        """Counts `request`. Raises EngineOverloadedError or KeyOverloadedError where it does not fit.
+
+        One that is resumed always does: there are no more of them than lost engines had room for.
+        """
+        if len(self._live) >= self._limits.max_num_running and not request.is_resumed:
             self._check(request)
         self._rate.busy()
         self._live[request.request_id] = request

@@ -208,7 +208,7 @@ class AsyncEngine:
     def _fail_all(self, message: str) -> None:
         self._deliver(
             [
-                RequestOutput(request_id, finish_reason=FinishReason.ERROR, error=message)
+                RequestOutput(request_id, finish_reason=FinishReason.ERROR, error=message, is_engine_failure=True)
                 for request_id in list(self._listeners)
             ]
         )

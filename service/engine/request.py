@@ -82,7 +82,8 @@ class Request:
     cached memory only where `cache_salt` is the same. `timeout_s` seconds after it was handed over a request ends with
     `FinishReason.DEADLINE`, wherever it is: a span, not a time, because the clocks of gateway and engine need not
     agree. `key_id` names whose share of the engine it takes, and `weight` how large that is beside the others'.
-    `trace_context` is the W3C `traceparent` of the span it belongs to, empty where nobody traces.
+    `trace_context` is the W3C `traceparent` of the span it belongs to, empty where nobody traces. One that
+    `is_resumed` was accepted before by an engine that was lost: it is not refused for want of room.
     """
 
     request_id: str
@@ -95,6 +96,7 @@ class Request:
     key_id: str = ""
     trace_context: str = ""
     weight: int = 1
+    is_resumed: bool = False
 
     @property
     def max_num_tokens(self) -> int:
@@ -138,7 +140,9 @@ class RequestOutput:
     `new_token_ids` includes the stop token, if one ended the request; `stop_token_id` names it. `error` is set with
     `FinishReason.ERROR` alone. `timing` comes with the first output and with the terminal one. `logprobs` has one entry
     per new token where they were asked for; `prompt_logprobs`, one per prompt token after the first, comes with the
-    first output, as does `num_cached_tokens`, how many prompt tokens were found absorbed already.
+    first output, as does `num_cached_tokens`, how many prompt tokens were found absorbed already. An error that
+    `is_engine_failure` is no fault of the request's. `num_resumptions` is how often another engine took the request
+    over since the output before.
     """
 
     request_id: str
@@ -150,6 +154,8 @@ class RequestOutput:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     num_cached_tokens: int = 0
+    is_engine_failure: bool = False
+    num_resumptions: int = 0
 
     @property
     def is_finished(self) -> bool:

@@ -73,7 +73,8 @@ class Scheduler:
         num_prompt, sampling = len(request.prompt_token_ids), request.sampling
         if num_prompt == 0:
             raise RequestRejectedError("the prompt has no tokens")
-        if sampling.max_tokens <= len(request.output_token_ids) and sampling.max_tokens != 0:
+        is_scoring = sampling.max_tokens == 0 and not request.output_token_ids
+        if sampling.max_tokens <= len(request.output_token_ids) and not is_scoring:
             raise RequestRejectedError(f"max_tokens is {sampling.max_tokens}: nothing is left to generate")
         if num_prompt + sampling.max_tokens > self.config.max_model_len:
             raise RequestRejectedError(

@@ -85,3 +85,8 @@ class EngineInfo:
     num_parameters: int
     max_num_requests: int
     max_num_waiting_tokens: int = 262_144
+
+    @property
+    def system_fingerprint(self) -> str:
+        """Equal for two engines exactly when they give the same bytes for the same seeded request."""
+        return "-".join((self.fingerprint[:12], self.kernel_path, self.dtype, self.memory_dtype))

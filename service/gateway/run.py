@@ -60,6 +60,7 @@ class CompletionRun:
         self.choices = [Choice(i, r, tokenizer, plan.stops, plan.shape) for i, r in enumerate(plan.requests)]
         self._progress = [_Progress() for _ in plan.requests]
         self._num_unfinished = len(plan.requests)
+        self._num_resumptions = 0
         self._undelivered: list[Choice] = []
         self._is_accepted = False
 
@@ -100,6 +101,8 @@ class CompletionRun:
             "completion_tokens": usage["completion_tokens"],
             "finish": ",".join(choice.finish_reason or "unfinished" for choice in self.choices),
         }
+        if self._num_resumptions:
+            fields["resumptions"] = self._num_resumptions
         firsts = [progress.first_s for progress in self._progress if progress.first_s is not None]
         if firsts:
             fields["ttft_ms"] = _ms(min(firsts) - self._started_s)
@@ -125,6 +128,8 @@ class CompletionRun:
             choice = self.choices[arrival.stream_index]
             if not choice.is_finished:  # Else it was dropped while this output was on its way.
                 num_tokens += len(arrival.output.new_token_ids)
+                if arrival.output.num_resumptions:
+                    self._resumed(arrival.output.num_resumptions)
                 self._feed(choice, arrival)
                 touched[arrival.stream_index] = choice
         self._metrics.generation_tokens.inc(num_tokens)
@@ -151,6 +156,10 @@ class CompletionRun:
         if not self._is_accepted:
             self._is_accepted = True
             self._metrics.prompt_tokens.inc(self._plan.num_prompt_tokens)
+
+    def _resumed(self, num_resumptions: int) -> None:
+        self._num_resumptions += num_resumptions
+        self._metrics.resumptions.inc(num_resumptions)
 
     def _feed(self, choice: Choice, arrival: Arrival) -> None:
         output, progress = arrival.output, self._progress[arrival.stream_index]

@@ -33,8 +33,7 @@ class ServedModel:
     @cached_property
     def system_fingerprint(self) -> str:
         """Equal for two servers exactly when they give the same bytes for the same seeded request."""
-        info = self.info
-        return "-".join((info.fingerprint[:12], info.kernel_path, info.dtype, info.memory_dtype))
+        return self.info.system_fingerprint
 
     @cached_property
     def num_written_ids(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -172,3 +174,16 @@ def test_the_rate_is_finite_and_grows_with_what_is_asked(events: list[tuple[floa
         rate.ended(3) if event == "ended" else getattr(rate, event)()
         assert 0 <= rate.seconds_until(num, 0) <= rate.seconds_until(num + 1, 0)
         assert rate.seconds_until(0, num) <= rate.seconds_until(0, num + 1) < 1e9
+
+
+def test_a_request_accepted_elsewhere_is_never_refused_for_want_of_room() -> None:
+    queue = Queue(QueueLimits(2, 2, 20))
+    queue.fill("a")
+    for number in range(3):
+        queue.admission.accept(replace(request(100 + number, "a"), is_resumed=True))
+    with pytest.raises(EngineOverloadedError):
+        queue.ask("b")
+    for number in range(3):
+        queue.admission.end(f"r{100 + number}")
+    queue.end()
+    queue.ask("b")

@@ -6,9 +6,8 @@ import asyncio
 
 import pytest
 
-from service.engine.errors import EngineDeadError
 from service.engine.request import FinishReason, RequestOutput
-from service.flight import Flight
+from service.flight import EngineLostError, Flight
 
 
 async def take(flight: Flight) -> RequestOutput:
@@ -25,29 +24,50 @@ async def test_outputs_are_read_as_they_come_and_merged_when_they_wait() -> None
     assert flight.is_finished
 
 
-async def test_a_failure_before_any_output_is_an_error() -> None:
-    flight = Flight("a")
-    flight.fail("lost")
-    with pytest.raises(EngineDeadError, match="lost"):
-        await take(flight)
-
-
 @pytest.mark.parametrize("is_read", [True, False])
-async def test_a_failure_after_an_output_is_a_last_output(is_read: bool) -> None:
+async def test_what_came_before_a_loss_is_read_before_it(is_read: bool) -> None:
     flight = Flight("a")
     flight.put(RequestOutput("a", (1,)))
     before = (await take(flight)).new_token_ids if is_read else ()
-    flight.fail("lost")
+    flight.put(RequestOutput("a", (2,)))
+    flight.lose("lost")
     output = await take(flight)
-    assert before + output.new_token_ids == (1,)
-    assert (output.finish_reason, output.error) == (FinishReason.ERROR, "lost")
+    assert before + output.new_token_ids == (1, 2)
+    assert not output.is_finished
+    with pytest.raises(EngineLostError, match="lost"):
+        await take(flight)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        RequestOutput("a", (2,), FinishReason.ERROR, error="lost", is_engine_failure=True),
+        RequestOutput("a", (2,), FinishReason.ABORT),
+    ],
+)
+async def test_an_engine_that_fails_is_lost(last: RequestOutput) -> None:
+    flight = Flight("a")
+    flight.put(RequestOutput("a", (1,)))
+    flight.put(last)
+    flight.put(RequestOutput("a", (3,), FinishReason.LENGTH))
+    assert await take(flight) == RequestOutput("a", (1, 2))
+    with pytest.raises(EngineLostError):
+        await take(flight)
+
+
+async def test_a_request_that_fails_by_itself_ends() -> None:
+    flight = Flight("a")
+    error = RequestOutput("a", finish_reason=FinishReason.ERROR, error="a grammar too complex")
+    flight.put(error)
+    flight.lose("lost")
+    assert await take(flight) == error
 
 
 async def test_nothing_comes_after_the_end() -> None:
     flight = Flight("a")
     flight.put(RequestOutput("a", (1,), FinishReason.LENGTH))
     flight.put(RequestOutput("a", (2,)))
-    flight.fail("lost")
+    flight.lose("lost")
     assert await take(flight) == RequestOutput("a", (1,), FinishReason.LENGTH)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(flight.take(), 0.01)

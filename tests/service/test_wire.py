@@ -23,8 +23,10 @@ VALUES = {
     "logprobs": (TokenLogprob(1, -0.5, 1, ((1, -0.5), (2, -1.5))), TokenLogprob(2, -3.0, 9)),
     "prompt_logprobs": (TokenLogprob(4, -0.25, 1),),
     "num_cached_tokens": 64,
+    "is_engine_failure": True,
+    "num_resumptions": 2,
 }
-LAST = ("finish_reason", "stop_token_id", "error", "timing")
+LAST = ("finish_reason", "stop_token_id", "error", "timing", "is_engine_failure")
 NAMES = [field.name for field in fields(RequestOutput)]
 
 
