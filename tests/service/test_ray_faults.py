@@ -103,9 +103,11 @@ async def test_requests_of_a_killed_replica_go_on_at_another(cluster: RayCluster
 
 async def test_the_only_replica_dies_and_its_requests_go_on_at_the_next(cluster: RayCluster, app: str) -> None:
     patient = await deploy(cluster, app, 1, resume_timeout_s=30)
+    hasty = await deploy(cluster, app, 1, resume_timeout_s=0.2)
     client = await deploy(cluster, app, 1)
     survivor = make_request("survivor", max_tokens=100, ignore_eos=True)
     surviving = asyncio.create_task(read(patient, survivor))
+    giving_up = asyncio.create_task(read(hasty, make_request("hasty", max_tokens=4000, ignore_eos=True)))
     long = asyncio.create_task(read(client, make_request("long", max_tokens=4000, ignore_eos=True)))
     await asyncio.sleep(0.3)
     # Held up behind a step that does not end, this one has no output yet when the replica dies.
@@ -113,6 +115,9 @@ async def test_the_only_replica_dies_and_its_requests_go_on_at_the_next(cluster:
     await asyncio.sleep(0.2)
     os.kill(replica_pids(app)[0], signal.SIGKILL)
     assert (await long)[-1].finish_reason is FinishReason.ERROR
+    last = (await giving_up)[-1]
+    assert last.finish_reason is FinishReason.ERROR
+    assert "no other could go on with it within 0.2 s" in (last.error or "")
     with pytest.raises(EngineDeadError):
         await stalled
     assert not (await client.health()).is_healthy
@@ -124,7 +129,7 @@ async def test_the_only_replica_dies_and_its_requests_go_on_at_the_next(cluster:
     assert ids_of(answer) == continuation(survivor)
     assert sum(output.num_resumptions for output in answer) == 1
     await until_healthy(client)
-    for each in (client, patient):
+    for each in (client, patient, hasty):
         await each.close()
 
 
