@@ -98,6 +98,7 @@ async def _answer_all(
             stop = asyncio.create_task(signals.stop.wait())
             await _until_done(workers, stop)
     finally:
+        app.state.gateway.grammars.close()
         await client.close()
     seconds = time.monotonic() - started_s
     refused = f", {tally.num_refused} of them refused" if tally.num_refused else ""

@@ -95,13 +95,14 @@ def create_app(
 
 @contextlib.asynccontextmanager
 async def _sampled(app: FastAPI) -> AsyncIterator[None]:
-    """While the application is served, its gateway's history is written."""
+    """While the application is served, its gateway's history is written; then its grammars are checked no more."""
     gateway: Gateway = app.state.gateway
     sampling = asyncio.create_task(gateway.history.run(gateway))
     try:
         yield
     finally:
         sampling.cancel()
+        gateway.grammars.close()
 
 
 class _RootPath:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from model.tokenizer import Tokenizer
 from service.engine.grammar import Grammar, GrammarKind
+from service.gateway import grammar_check
+from service.gateway.app import create_app
 from service.gateway.errors import ApiError, BadRequestError
 from service.gateway.grammar_check import GrammarChecker
 from service.gateway.grammar_fields import AskedGrammar
+from tests.gateway.fake_engine import FakeEngine
+from tests.gateway.server import served_model
 
 # Rules that lead to one another overflow the stack; the intersection of these never ends to be computed; and this many
 # states are too many.
@@ -29,8 +36,10 @@ GOOD = asked(GrammarKind.REGEX, "[a-z]+")
 
 
 @pytest.fixture
-def checker(tokenizer: Tokenizer) -> GrammarChecker:
-    return GrammarChecker(lambda: [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)])
+def checker(tokenizer: Tokenizer) -> Iterator[GrammarChecker]:
+    checker = GrammarChecker(lambda: [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)])
+    yield checker
+    checker.close()
 
 
 async def fault(checker: GrammarChecker, asked: AskedGrammar) -> str:
@@ -96,3 +105,72 @@ async def test_not_too_many_wait(checker: GrammarChecker) -> None:
         assert isinstance(answer, ApiError)
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
     await checker.check(asked(GrammarKind.REGEX, "a{39}"))
+
+
+async def test_one_grammar_sent_often_at_once_is_checked_once(
+    checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[Grammar] = []
+    ask = checker._ask
+    monkeypatch.setattr(checker, "_ask", lambda grammar: (asked_for.append(grammar), ask(grammar))[1])
+    first, *others = [asyncio.create_task(checker.check(GOOD)) for _ in range(40)]
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await asyncio.gather(*others) == [None] * 39
+    assert first.cancelled()
+    assert asked_for == [GOOD.grammar]
+
+
+@pytest.mark.parametrize("name", ["SIGSTOP", "SIGKILL"])
+async def test_what_the_machine_did_to_the_worker_is_no_verdict(
+    checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    await checker.check(GOOD)
+    assert checker._worker is not None
+    other = asked(GrammarKind.REGEX, "[b-z]+")
+    with monkeypatch.context() as patch:
+        patch.setattr(grammar_check, "_TIMEOUT_S", 0.1)
+        checker._worker._process.send_signal(signal.Signals[name])
+        with pytest.raises(ApiError) as caught:
+            await checker.check(other)
+    assert (caught.value.status, caught.value.headers["Retry-After"]) == (503, "1")
+    await checker.check(other)
+
+
+async def test_checks_and_the_threads_of_the_loop_do_not_wait_for_each_other(checker: GrammarChecker) -> None:
+    may_go = threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    busy = asyncio.create_task(asyncio.to_thread(may_go.wait))
+    await asyncio.sleep(0)
+    try:
+        await asyncio.wait_for(checker.check(GOOD), 30)
+        assert not busy.done()
+    finally:
+        may_go.set()
+        await busy
+
+
+async def test_closing_ends_the_worker_whatever_it_does(
+    checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await checker.check(GOOD)
+    assert checker._worker is not None
+    process = checker._worker._process
+    has_begun, ask = threading.Event(), checker._ask
+    monkeypatch.setattr(checker, "_ask", lambda grammar: (has_begun.set(), ask(grammar))[1])
+    hanging = asyncio.create_task(checker.check(asked(GrammarKind.CONTEXT_FREE, HANGS)))
+    assert await asyncio.to_thread(has_begun.wait, 10)
+    checker.close()
+    with pytest.raises(ApiError, match="in time"):
+        await hanging
+    assert process.wait(10) == -signal.SIGKILL
+    with pytest.raises(RuntimeError, match="shutdown"):
+        await checker.check(asked(GrammarKind.REGEX, "[b-z]+"))
+
+
+async def test_when_the_application_ends_its_checks_do(tokenizer: Tokenizer) -> None:
+    app = create_app(FakeEngine(), served_model(tokenizer=tokenizer))
+    async with app.router.lifespan_context(app):
+        await app.state.gateway.grammars.check(GOOD)
+    with pytest.raises(RuntimeError, match="shutdown"):
+        await app.state.gateway.grammars.check(asked(GrammarKind.REGEX, "[b-z]+"))
