@@ -111,9 +111,9 @@ class Admission:
         one. Nobody is sent away for longer than all that is here takes.
         """
         now_s = self._clock()
-        self._next_place_s = max(self._next_place_s, now_s) + self._rate.seconds_until(1, 0)
-        in_line_s = min(self._next_place_s - now_s, self._rate.seconds_until(len(self._live), 0))
-        return max(in_line_s, self._rate.seconds_until(1, num_tokens))
+        next_place_s = max(self._next_place_s, now_s) + self._rate.seconds_until(1, 0)
+        self._next_place_s = min(next_place_s, now_s + self._rate.seconds_until(len(self._live), 0))
+        return max(self._next_place_s - now_s, self._rate.seconds_until(1, num_tokens))
 
     def _check_share(self, request: Request, running: list[Request], num_free: int, num_free_tokens: int) -> None:
         key = request.key_id

@@ -198,12 +198,21 @@ class AsyncEngine:
                 listener = self._listeners.pop(output.request_id, None)
                 if listener is not None:
                     self._admission.end(output.request_id)
-                if self._traced and (request := self._traced.pop(output.request_id, None)) and self._on_traced_end:
-                    self._on_traced_end(request, output)
             else:
                 listener = self._listeners.get(output.request_id)
             if listener is not None:
                 listener(output)
+            if output.is_finished and self._traced:
+                self._trace(output)
+
+    def _trace(self, output: RequestOutput) -> None:
+        request = self._traced.pop(output.request_id, None)
+        if request is None or self._on_traced_end is None:
+            return
+        try:
+            self._on_traced_end(request, output)
+        except Exception:  # Whoever waits for an answer is not to lose it to an observer.
+            logger.exception("tracing request %s failed", output.request_id)
 
     def _fail_all(self, message: str) -> None:
         self._deliver(

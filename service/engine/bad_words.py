@@ -27,7 +27,8 @@ class BadWords:
         """The tokens that would complete a word after these."""
         width = self.max_tokens - 1
         output = output[-width:] if width else ()
-        before = prompt[len(prompt) - (width - len(output)) :] if width > len(output) else ()
+        num_before = min(width - len(output), len(prompt))
+        before = prompt[len(prompt) - num_before :]
         nodes = {START}
         for token_id in (*before, *output):
             nodes = {START, *(self._next[node, token_id] for node in nodes if (node, token_id) in self._next)}

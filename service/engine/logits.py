@@ -67,7 +67,7 @@ def _bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> None:
 
 def _penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> None:
     if params.repetition_penalty != 1:
-        seen = _within(sorted({*prompt, *output}), logits)
+        seen = _within(list({*prompt, *output}), logits)
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
     if params.presence_penalty or params.frequency_penalty:

@@ -79,7 +79,6 @@ def create_app(
     if keys is not None:
         app.add_middleware(Authenticator, keys=keys, has_public_metrics=settings.has_public_metrics)
         describe_keys(app, partial(is_open, has_public_metrics=settings.has_public_metrics))
-    app.add_middleware(Observer, metrics=metrics, slow_request_s=settings.slow_request_s, tracer=tracer)
     if settings.cors_origins:
         app.add_middleware(
             _Cors,
@@ -88,6 +87,7 @@ def create_app(
             allow_headers=("authorization", "content-type", "x-request-id"),
             expose_headers=_EXPOSED_HEADERS,
         )
+    app.add_middleware(Observer, metrics=metrics, slow_request_s=settings.slow_request_s, tracer=tracer)
     if settings.root_path:
         app.add_middleware(_RootPath, root_path=settings.root_path)
     return app

@@ -69,8 +69,18 @@ def _parse_object(raw: bytes) -> dict[str, object]:
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        message = f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        where = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        message = f"the body is not valid JSON: {_not_utf8(raw) or where}"
         raise BadRequestError(message, param=None, code="invalid_json") from None
     if not isinstance(value, dict):
         raise BadRequestError("the body must be a JSON object", param=None, code="invalid_json")
     return value
+
+
+def _not_utf8(raw: bytes) -> str | None:
+    """Where the bytes are no text; the JSON reader does not tell."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"byte {error.start + 1} is not valid UTF-8"
+    return None

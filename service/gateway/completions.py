@@ -173,7 +173,7 @@ class CompletionResponse(Response):
 
     def _failure(self, error: Exception, run: CompletionRun) -> bytes:
         told = to_api_error(error)
-        if isinstance(error, EngineError):  # Not accepted in the end, after a comment or two.
+        if isinstance(error, EngineError) and not run.is_accepted:  # After a comment or two.
             self._gateway.metrics.rejected(told.code)
             self._reservation.cancel()
         elif told is not error:
@@ -191,10 +191,9 @@ class CompletionResponse(Response):
         except ClientGoneError:
             self._gateway.metrics.cancelled.inc()
             run.settle(FinishReason.ABORT)
-        except EngineError:
-            self._reservation.cancel()  # The engine did not accept it.
-            raise
         except BaseException as error:
+            if isinstance(error, EngineError) and not run.is_accepted:
+                self._reservation.cancel()
             run.settle(_end_reason(error))
             raise
         finally:

@@ -97,27 +97,33 @@ async def _encode(
         # Refused unread: encoding what can never fit would cost the time of everybody else.
         at_least = -(-len(text.encode()) // served.longest_token)
         if at_least > room.max_tokens and room.keep is None:
-            raise _too_long(f"at least {at_least}", served.info.max_model_len, _name(prompt, i))
+            raise _too_long(f"at least {at_least}", served.info.max_model_len, room, _name(prompt, i))
     encoded = await encode_texts(texts, tokenizer, settings)
-    return [tuple(ids[i] for i in room.cut(ids)) for ids in encoded]
+    kept = [_fit(ids, _name(prompt, i), served, room) for i, ids in enumerate(encoded)]
+    return [tuple(ids[part.start : part.stop]) for ids, part in zip(encoded, kept, strict=True)]
 
 
 def _check_ids(item: object, name: str, served: ServedModel, room: Room) -> TokenIds:
     assert isinstance(item, list)
-    kept = room.cut(item)
-    if len(kept) > room.max_tokens:
-        raise _too_long(str(len(kept)), served.info.max_model_len, name)
+    kept = _fit(item, name, served, room)
     ids = item[kept.start : kept.stop]
     check_token_ids(ids, name, "prompt", served.info.vocab_size, kept.start)
     return tuple(ids)
 
 
-def _too_long(count: str, limit: int, name: str) -> BadRequestError:
-    message = (
-        f"'{name}' has {count} tokens, which leaves no room to generate: "
-        f"prompt and completion together may have {limit} tokens"
-    )
-    return BadRequestError(message, param="prompt", code="context_length_exceeded")
+def _fit(ids: Sequence[object], name: str, served: ServedModel, room: Room) -> range:
+    """The indices of `ids` that are kept. Raises BadRequestError where they are too many."""
+    kept = room.cut(ids)
+    if len(kept) > room.max_tokens:
+        raise _too_long(str(len(kept)), served.info.max_model_len, room, name)
+    return kept
+
+
+def _too_long(count: str, limit: int, room: Room, name: str) -> BadRequestError:
+    reason = f", which leaves no room to generate: prompt and completion together may have {limit} tokens"
+    if room.max_tokens == limit:
+        reason = f"; it may have {limit}"
+    return BadRequestError(f"'{name}' has {count} tokens{reason}", param="prompt", code="context_length_exceeded")
 
 
 def _name(prompt: object, index: int) -> str:

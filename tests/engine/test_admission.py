@@ -150,6 +150,20 @@ def test_those_refused_stand_in_a_line_that_moves_on() -> None:
     assert queue.fill().retry_after_s == pytest.approx(queue.admission.seconds_per_request), "the line has gone home"
 
 
+def test_a_flood_of_refusals_is_forgotten() -> None:
+    queue = Queue(QueueLimits(2, 8, 1000))
+    queue.fill()
+    for _ in range(4):
+        queue.now_s += 1.0
+        queue.end()
+        queue.fill()
+    per_place = queue.admission.seconds_per_request
+    for _ in range(5000):
+        assert queue.fill().retry_after_s <= 10 * per_place + 1e-9
+    queue.now_s += 10 * per_place
+    assert queue.fill().retry_after_s == pytest.approx(queue.admission.seconds_per_request)
+
+
 def test_retry_after_counts_tokens_where_tokens_are_short() -> None:
     queue = Queue(QueueLimits(1, 100, 100))
     queue.fill(num_tokens=50)

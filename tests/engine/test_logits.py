@@ -38,6 +38,22 @@ def words_of(bad: BadWords | None) -> set[tuple[int, ...]]:
     return found
 
 
+short = st.lists(st.integers(0, 2), max_size=6).map(tuple)
+
+
+@settings(max_examples=200)
+@given(st.lists(short.filter(bool), min_size=1, max_size=3), short, short)
+def test_a_word_is_found_however_short_the_prompt(
+    words: list[tuple[int, ...]], prompt: tuple[int, ...], output: tuple[int, ...]
+) -> None:
+    bad, text = spelled(*words), (*prompt, *output)
+    assert bad is not None
+    expected = {
+        word[-1] for word in words if text[len(text) - len(word) + 1 :] == word[:-1] and len(text) >= len(word) - 1
+    }
+    assert set(bad.completing(prompt, output)) == expected
+
+
 ids = st.integers(0, VOCAB + 1)  # two of them beyond the row
 params_strategy = st.builds(
     SamplingParams,

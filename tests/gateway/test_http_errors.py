@@ -164,3 +164,4 @@ def test_other_sites_may_not_call_unless_they_are_named(client: httpx.Client, to
         assert answer.headers["access-control-allow-origin"] == "https://friend.example"
         refused = named.options("/v1/completions", headers={**ask, "Origin": "https://foe.example"})
         assert refused.json()["error"]["code"] == "cors_refused"
+        assert all("x-request-id" in told.headers for told in (answer, refused))

@@ -258,6 +258,8 @@ def test_a_prompt_is_required(client: httpx.Client) -> None:
     [
         ({"prompt": [1] * 512}, "context_length_exceeded"),
         ({"prompt": LONG_TEXT}, "context_length_exceeded"),
+        ({"prompt": "word " * 510}, "context_length_exceeded"),
+        ({"prompt": "word " * 600}, "context_length_exceeded"),
         ({"max_tokens": 512}, "context_length_exceeded"),
         ({"suffix": "x"}, "unsupported_parameter"),
         ({"foo": 1}, "unknown_parameter"),
@@ -274,6 +276,18 @@ def test_a_prompt_that_is_too_long_is_told_both_numbers(client: httpx.Client) ->
     assert "400" in message
     assert "600" in message
     assert "512" in message
+
+
+def test_a_text_is_measured_as_its_ids_are(client: httpx.Client, engine: FakeEngine) -> None:
+    for extra in ({}, {"min_tokens": 3}, {"max_tokens": 8}, {"truncate_prompt_tokens": 600}):
+        message = assert_refused(post(client, {"prompt": "word " * 600, **extra}), "prompt")
+        again = post(client, {"prompt": "word " * 600, **extra, "max_tokens": 1}).json()["error"]["message"]
+        assert message == again
+        assert "no room to generate" in message
+    scored = {"echo": True, "max_tokens": 0, "logprobs": 0}
+    for prompt in ("word " * 600, [1] * 513):
+        assert "it may have 512" in assert_refused(post(client, {"prompt": prompt, **scored}), "prompt")
+    assert engine.requests == []
 
 
 def test_every_known_unsupported_field_has_its_row() -> None:
