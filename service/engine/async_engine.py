@@ -198,6 +198,7 @@ class AsyncEngine:
                 listener = self._listeners.pop(output.request_id, None)
                 if listener is not None:
                     self._admission.end(output.request_id)
+                    self._preparation.release(output.request_id)
             else:
                 listener = self._listeners.get(output.request_id)
             if listener is not None:

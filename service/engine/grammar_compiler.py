@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 
 import llguidance
@@ -85,20 +86,22 @@ class Matcher:
 
 
 class GrammarCompiler:
-    """Compiles grammars and keeps those last used. For use by any thread."""
+    """Compiles grammars and keeps those that are held, and of the others those last used. For use by any thread."""
 
     def __init__(self, read_tokens: Callable[[], Sequence[bytes]], max_kept: int = 32) -> None:
         """`read_tokens` gives the bytes of every id that may be drawn; one that stands for no text has none.
 
-        It is called when the first grammar comes.
+        It is called when the first grammar comes. At most `max_kept` grammars are kept that nobody holds.
         """
         self._read_tokens = read_tokens
         self._max_kept = max_kept
-        self._kept: OrderedDict[Grammar, Matcher] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept: OrderedDict[Grammar, Future[Matcher]] = OrderedDict()
+        self._num_holders: Counter[Grammar] = Counter()
+        self._lock = threading.Lock()  # Never held for long: who only wants a copy waits for no compilation.
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:
+        # Threads that come first at the same time each make one; either does.
         return LLTokenizer(TokenizerWrapper(_Vocabulary(self._read_tokens())))
 
     @property
@@ -107,18 +110,50 @@ class GrammarCompiler:
         return -(-self._vocabulary.vocab_size // 32) * 4
 
     def is_ready(self, grammar: Grammar) -> bool:
-        """Whether `matcher` would answer at once."""
-        return grammar in self._kept
+        """Whether `matcher` would answer at once. For a grammar that is held this stays so."""
+        compiled = self._kept.get(grammar)
+        return compiled is not None and compiled.done()
+
+    def hold(self, grammar: Grammar) -> None:
+        """Keeps `grammar` from when it is compiled until it is released as often as it was held."""
+        with self._lock:
+            self._num_holders[grammar] += 1
+
+    def release(self, grammar: Grammar) -> None:
+        """Takes back one `hold`."""
+        with self._lock:
+            self._num_holders[grammar] -= 1
+            if not self._num_holders[grammar]:
+                del self._num_holders[grammar]
+            self._drop_unused()
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """A matcher at the beginning of a text. Raises GrammarError; takes long the first time."""
         with self._lock:
-            if grammar not in self._kept:
-                self._kept[grammar] = self._compile(grammar)
-                while len(self._kept) > self._max_kept:
-                    self._kept.popitem(last=False)
+            compiled = self._kept.get(grammar)
+            is_new = compiled is None
+            if compiled is None:
+                compiled = self._kept[grammar] = Future()
             self._kept.move_to_end(grammar)
-            return self._kept[grammar].copy()
+            self._drop_unused()
+        if is_new:
+            self._complete(compiled, grammar)
+        return compiled.result().copy()
+
+    def _drop_unused(self) -> None:
+        unheld = [grammar for grammar in self._kept if grammar not in self._num_holders]
+        for grammar in unheld[: -self._max_kept]:
+            del self._kept[grammar]
+
+    def _complete(self, compiled: Future[Matcher], grammar: Grammar) -> None:
+        """Compiles for all who wait for `compiled`. What fails is not kept."""
+        try:
+            compiled.set_result(self._compile(grammar))
+        except BaseException as error:
+            with self._lock:
+                if self._kept.get(grammar) is compiled:
+                    del self._kept[grammar]
+            compiled.set_exception(error)
 
     def _compile(self, grammar: Grammar) -> Matcher:
         definition = LLMatcher.grammar_from_lark(_to_lark(grammar) + _OPTIONS)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from service.engine.errors import RequestRejectedError
-from service.engine.grammar import FAULT
+from service.engine.grammar import FAULT, Grammar
 from service.engine.grammar_compiler import GrammarCompiler, GrammarError, Matcher
 from service.engine.request import FinishReason, Request, RequestOutput
 
@@ -25,6 +25,7 @@ class Preparation:
         self._on_ready = on_ready
         self._on_end = on_end
         self._waiting: dict[str, asyncio.Future[Matcher]] = {}
+        self._held: dict[str, Grammar] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
     def check(self, request: Request) -> None:
@@ -33,9 +34,17 @@ class Preparation:
             raise RequestRejectedError("this model has no tokenizer, so its output cannot be held to a grammar")
 
     def start(self, request: Request) -> None:
-        """Hands `request` on once it is ready, at once where it can; with a grammar that is no good, it ends."""
+        """Hands `request` on once it is ready, at once where it can; with a grammar that is no good, it ends.
+
+        Its grammar stays ready until `release`, so that no step ever compiles.
+        """
         grammar, compiler = request.sampling.grammar, self._compiler
-        if grammar is None or compiler is None or compiler.is_ready(grammar):
+        if grammar is None or compiler is None:
+            self._on_ready(request)
+            return
+        compiler.hold(grammar)
+        self._held[request.request_id] = grammar
+        if compiler.is_ready(grammar):
             self._on_ready(request)
             return
         loop = asyncio.get_running_loop()
@@ -50,6 +59,12 @@ class Preparation:
     def cancel(self, request_id: str) -> bool:
         """Ends a request that waits here; False where none does."""
         return self._end(request_id, FinishReason.ABORT)
+
+    def release(self, request_id: str) -> None:
+        """Lets go of the grammar of a request that has ended, if it has one."""
+        grammar = self._held.pop(request_id, None)
+        if grammar is not None and self._compiler is not None:
+            self._compiler.release(grammar)
 
     def _end(self, request_id: str, reason: FinishReason) -> bool:
         waiting = self._waiting.pop(request_id, None)

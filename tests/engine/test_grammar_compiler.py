@@ -7,6 +7,8 @@ import ast
 import json
 import random
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
@@ -219,6 +221,68 @@ def test_few_grammars_are_kept() -> None:
     for texts in (("a",), ("b",), ("a",), ("c",)):
         compiler.matcher(choice(*texts))
     assert [compiler.is_ready(choice(text)) for text in "abc"] == [True, False, True]
+
+
+def test_what_is_held_is_kept_until_it_is_released() -> None:
+    compiler = GrammarCompiler(lambda: [b"a", b"b", b"c", b"d"], max_kept=1)
+
+    def ready() -> str:
+        return "".join(text for text in "abcd" if compiler.is_ready(choice(text)))
+
+    for text in "aab":
+        compiler.hold(choice(text))
+    for text in "abcd":
+        compiler.matcher(choice(text))
+    assert ready() == "abd"
+    compiler.release(choice("a"))
+    assert ready() == "abd"
+    compiler.release(choice("a"))
+    assert ready() == "bd"
+    compiler.release(choice("b"))
+    assert ready() == "d"
+
+
+class HeldUpCompiler(GrammarCompiler):
+    """Compiles `slow` when it is let."""
+
+    slow = choice("b")
+
+    def __init__(self) -> None:
+        super().__init__(lambda: [b"a", b"b", b"c"])
+        self.has_begun, self.may_go = threading.Event(), threading.Event()
+        self.compiled: list[Grammar] = []
+
+    def _compile(self, grammar: Grammar) -> Matcher:
+        self.compiled.append(grammar)
+        if grammar == self.slow:
+            self.has_begun.set()
+            assert self.may_go.wait(60)
+        return super()._compile(grammar)
+
+
+def test_only_who_wants_it_waits_for_a_grammar_and_it_is_compiled_once() -> None:
+    compiler = HeldUpCompiler()
+    with ThreadPoolExecutor(3) as pool:
+        try:
+            waiting = [pool.submit(compiler.matcher, compiler.slow) for _ in range(2)]
+            assert compiler.has_begun.wait(30)
+            pool.submit(compiler.matcher, choice("a")).result(30)
+            assert compiler.is_ready(choice("a"))
+            assert not compiler.is_ready(compiler.slow)
+            assert not any(matcher.done() for matcher in waiting)
+        finally:
+            compiler.may_go.set()
+        first, second = [matcher.result(30) for matcher in waiting]
+    first.advance(1)
+    assert (first.is_complete, second.is_complete) == (True, False)
+    assert compiler.compiled == [compiler.slow, choice("a")]
+
+
+def test_what_failed_is_neither_ready_nor_kept(compiler: GrammarCompiler) -> None:
+    for _ in range(2):
+        with pytest.raises(GrammarError, match="unclosed"):
+            compiler.matcher(Grammar(GrammarKind.REGEX, "("))
+        assert not compiler.is_ready(Grammar(GrammarKind.REGEX, "("))
 
 
 def test_tokens_that_are_too_long_are_left_alone() -> None:

@@ -13,6 +13,7 @@ from service.engine.errors import RequestRejectedError
 from service.engine.grammar import Grammar, GrammarKind
 from service.engine.grammar_compiler import GrammarCompiler, Matcher
 from service.engine.local_client import LocalEngineClient
+from service.engine.preparation import Preparation
 from service.engine.request import FinishReason, Request, RequestOutput
 from tests.engine.scripted import make_engine, make_request
 from tests.engine.test_async_engine import INFO
@@ -22,7 +23,7 @@ class SlowCompiler(GrammarCompiler):
     """Compiles when it is let."""
 
     def __init__(self) -> None:
-        super().__init__(lambda: [b"a", b"b"])
+        super().__init__(lambda: [b"a", b"b"], max_kept=1)
         self.may_go = threading.Event()
 
     def matcher(self, grammar: Grammar) -> Matcher:
@@ -52,6 +53,7 @@ async def engine(compiler: SlowCompiler):  # type: ignore[no-untyped-def]
     yield engine
     compiler.may_go.set()
     await engine.close()
+    assert not compiler._num_holders, "whoever has ended holds nothing"
 
 
 async def test_others_go_on_while_a_grammar_is_compiled(engine: AsyncEngine, compiler: SlowCompiler) -> None:
@@ -64,6 +66,25 @@ async def test_others_go_on_while_a_grammar_is_compiled(engine: AsyncEngine, com
         assert outputs[-1].finish_reason is not FinishReason.ERROR
     compiler.may_go.clear()
     assert (await answers(engine, held("again")))[-1].is_finished, "what is compiled is not waited for"
+
+
+async def test_a_grammar_stays_ready_until_its_request_ends(compiler: SlowCompiler) -> None:
+    compiler.may_go.set()
+    ready: asyncio.Queue[Request] = asyncio.Queue()
+    preparation = Preparation(compiler, ready.put_nowait, on_end=lambda _: None)
+    requests = [held(f"h{i}", f"a{{{i}}}b") for i in range(1, 4)]
+    for request in requests:
+        preparation.start(request)
+        assert await asyncio.wait_for(ready.get(), 30) is request
+
+    def num_ready() -> int:
+        return sum(compiler.is_ready(grammar) for request in requests if (grammar := request.sampling.grammar))
+
+    assert num_ready() == 3
+    for request in requests:
+        preparation.release(request.request_id)
+    assert num_ready() == 1, "one is kept that nobody holds"
+    preparation.close()
 
 
 async def test_a_request_can_be_given_up_while_its_grammar_is_compiled(
