@@ -9,6 +9,7 @@ from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _LISTEN = "0A"
+_PSS = ("Pss_Anon:", "Pss_Shmem:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,15 @@ def read_processes(proc: Path = Path("/proc")) -> dict[int, ProcessTimes]:
 
 
 def read_pss_bytes(pid: int, proc: Path = Path("/proc")) -> int:
-    """Memory of a process, in which a page shared by n counts as 1/n; 0 for one that is gone."""
+    """Memory of a process that no file backs, in which a page shared by n counts as 1/n; 0 for one that is gone.
+
+    Pages of files do not count: what is this process's share of them changes with who else runs.
+    """
     try:
         text = (proc / str(pid) / "smaps_rollup").read_text()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+    return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(_PSS))
 
 
 def descendants(roots: Iterable[int], processes: Mapping[int, ProcessTimes]) -> set[int]:
