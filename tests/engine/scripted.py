@@ -9,7 +9,7 @@ from collections.abc import Sequence as SequenceOf
 
 from service.engine.block_manager import BlockManager
 from service.engine.engine import Engine
-from service.engine.request import Request, SamplingParams
+from service.engine.request import Request, RequestOutput, SamplingParams
 from service.engine.scheduler import Scheduler, SchedulerConfig
 from service.engine.sequence import Sequence
 from service.engine.short_term import ShortTermBlocks
@@ -167,3 +167,18 @@ def make_request(
     output = sampling.pop("output_token_ids", ())
     params = SamplingParams(max_tokens=max_tokens, **sampling)  # type: ignore[arg-type]
     return Request(request_id, prompt, params, output)  # type: ignore[arg-type]
+
+
+def run(engine: Engine, *requests: Request) -> dict[str, list[RequestOutput]]:
+    """Adds them all at once and steps until everything has ended."""
+    for request in requests:
+        engine.add_request(request)
+    outputs: dict[str, list[RequestOutput]] = defaultdict(list)
+    while engine.has_work:
+        for output in engine.step():
+            outputs[output.request_id].append(output)
+        engine.scheduler.check_integrity()
+    for request in requests:
+        ids = [token for output in outputs[request.request_id] for token in output.new_token_ids]
+        assert ids == continuation(request)
+    return outputs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ from service.engine.engine import Engine
 from service.engine.prefix_keys import PrefixKeys
 from service.engine.request import Request, RequestOutput
 from service.engine.sequence import Sequence
-from tests.engine.scripted import ScriptedRunner, continuation, make_engine, make_request, make_scheduler
+from tests.engine.scripted import ScriptedRunner, continuation, make_engine, make_request, make_scheduler, run
 
 SIZE = 4  # pairs in a block
 
@@ -19,21 +18,6 @@ SIZE = 4  # pairs in a block
 def prompt_of(*lengths: int) -> tuple[int, ...]:
     """A part of so many tokens, then another, ...; equal lengths in the same place give equal parts."""
     return tuple(1 + (place * 17 + length * 5 + i) % 49 for place, length in enumerate(lengths) for i in range(length))
-
-
-def run(engine: Engine, *requests: Request) -> dict[str, list[RequestOutput]]:
-    """Adds them all at once and steps until everything has ended."""
-    for request in requests:
-        engine.add_request(request)
-    outputs: dict[str, list[RequestOutput]] = defaultdict(list)
-    while engine.has_work:
-        for output in engine.step():
-            outputs[output.request_id].append(output)
-        engine.scheduler.check_integrity()
-    for request in requests:
-        ids = [token for output in outputs[request.request_id] for token in output.new_token_ids]
-        assert ids == continuation(request)
-    return outputs
 
 
 def cached(outputs: list[RequestOutput]) -> int:

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.engine import Engine
-from service.engine.request import Request, RequestOutput
+from service.engine.request import Request
 from service.engine.sequence import Sequence
 from service.engine.short_term import ShortTermBlocks, short_blocks_of_window
-from tests.engine.scripted import ScriptedRunner, continuation, make_engine, make_request, make_scheduler
+from tests.engine.scripted import ScriptedRunner, make_engine, make_request, make_scheduler, run
 
 SIZE = 4  # pairs in a block
-
-
-def run(engine: Engine, *requests: Request) -> dict[str, list[RequestOutput]]:
-    """Adds them all at once and steps until everything has ended."""
-    for request in requests:
-        engine.add_request(request)
-    outputs: dict[str, list[RequestOutput]] = defaultdict(list)
-    while engine.has_work:
-        for output in engine.step():
-            outputs[output.request_id].append(output)
-        engine.scheduler.check_integrity()
-    for request in requests:
-        ids = [token for output in outputs[request.request_id] for token in output.new_token_ids]
-        assert ids == continuation(request)
-    return outputs
 
 
 def make(name: str, length: int, max_tokens: int = 1, first: int = 1) -> Request:
