@@ -60,7 +60,8 @@ async def test_a_grammar_that_would_take_for_ever_is_given_up(checker: GrammarCh
     hanging = asyncio.create_task(fault(checker, asked(GrammarKind.CONTEXT_FREE, HANGS)))
     await asyncio.sleep(0.01)
     waiting = asyncio.create_task(checker.check(GOOD))
-    assert "too long" in await hanging
+    # Which limit it runs into first depends on the machine.
+    assert "it takes too" in await hanging
     await waiting
 
 
