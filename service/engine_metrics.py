@@ -15,6 +15,7 @@ _GAUGES = (
     ("num_requests_running", "Requests being generated.", "num_running"),
     ("num_requests_waiting", "Requests that wait for their turn.", "num_waiting"),
     ("prefix_cache_blocks", "Complete blocks that the prefix cache can find, in use or not.", "num_cached_blocks"),
+    ("backlog_seconds", "How long full batches take for all tokens that requests here have still to get.", "backlog_s"),
     ("swapped_blocks", "Blocks that wait outside of the memory cache.", "num_swapped_blocks"),
     ("prefix_cache_snapshots", "States that the prefix cache can go on from.", "num_snapshots"),
 )
@@ -33,6 +34,8 @@ _COUNTERS = (
     ("engine_aborted", "Requests ended by their client.", "num_aborted"),
     ("engine_step_seconds", "Time spent in steps.", "step_time_s"),
     ("engine_forward_seconds", "Time spent in the model.", "forward_time_s"),
+    ("engine_work_seconds", "Time that the tokens computed take in full batches; its rate is the share in use.",
+     "work_s"),
     ("engine_idle_seconds", "Time spent without work.", "idle_time_s"),
 )  # fmt: skip
 
@@ -55,6 +58,7 @@ def engine_families(snapshots: Sequence[EngineStats] | None) -> Iterator[Metric]
             counter.add_metric([stats.replica], getattr(stats, attribute))
         yield counter
     yield _queue_depth(replicas)
+    yield from _tokens(replicas)
     yield from _memory(replicas)
     yield from _steps(replicas)
     yield _start_up(replicas)
@@ -70,6 +74,25 @@ def _queue_depth(replicas: Sequence[EngineStats]) -> Metric:
         for key, num_waiting in {"": max(stats.num_waiting - sum(keyed.values()), 0), **keyed}.items():
             depth.add_metric([stats.replica, key], num_waiting)
     return depth
+
+
+def _tokens(replicas: Sequence[EngineStats]) -> Iterator[Metric]:
+    pending = GaugeMetricFamily(
+        PREFIX + "pending_tokens",
+        "Tokens still to be computed, of requests that wait and that run, as far as can be expected.",
+        labels=["replica", "state"],
+    )
+    capacity = GaugeMetricFamily(
+        PREFIX + "capacity_tokens_per_second",
+        "What full batches come to, as measured: prompts absorbed, or tokens generated.",
+        labels=["replica", "kind"],
+    )
+    for stats in replicas:
+        pending.add_metric([stats.replica, "queued"], stats.num_queued_tokens)
+        pending.add_metric([stats.replica, "running"], stats.num_running_tokens)
+        capacity.add_metric([stats.replica, "prompt"], stats.prompt_tokens_per_s)
+        capacity.add_metric([stats.replica, "generation"], stats.generation_tokens_per_s)
+    return iter((pending, capacity))
 
 
 def _memory(replicas: Sequence[EngineStats]) -> Iterator[Metric]:

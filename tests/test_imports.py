@@ -39,7 +39,7 @@ STDLIB_ONLY = (
         "sequence",
         "waiting_queue",
     ),
-    *("admission", "drain_rate"),
+    *("admission", "drain_rate", "capacity", "backlog"),
 )
 # The composition root of Ray, and what it owns.
 MAY_IMPORT_RAY = ("service.deployment", "service.ray")

@@ -75,6 +75,11 @@ class Admission:
             self._rate.idle()
 
     @property
+    def live(self) -> list[Request]:
+        """What was accepted and has not ended."""
+        return list(self._live.values())
+
+    @property
     def seconds_per_request(self) -> float:
         """How long it takes until one more request has ended, as measured."""
         return self._rate.seconds_until(1, 0)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from service.engine.admission import Admission, QueueLimits
+from service.engine.backlog import NUM_RECORDS, Backlog, measure, used_share
 from service.engine.engine import Engine
 from service.engine.errors import EngineDeadError, RequestRejectedError
 from service.engine.grammar_compiler import GrammarCompiler
@@ -115,7 +116,24 @@ class AsyncEngine:
         stats = self._engine.stats(
             self._replica, posted_keys=posted_keys, idle_time_s=self._idle_time_s, start_up=self._start_up
         )
-        return replace(stats, seconds_per_request=self._admission.seconds_per_request)
+        capacity, backlog = self._engine.meter.capacity, self._backlog()
+        return replace(
+            stats,
+            seconds_per_request=self._admission.seconds_per_request,
+            num_queued_tokens=backlog.queued,
+            num_running_tokens=backlog.running,
+            backlog_s=capacity.seconds_for(backlog.prompt, backlog.generation),
+            prompt_tokens_per_s=capacity.prompt_tokens_per_s,
+            generation_tokens_per_s=capacity.generation_tokens_per_s,
+            work_s=capacity.work_s,
+        )
+
+    def _backlog(self) -> Backlog:
+        # Copying a list or a deque runs no Python code, so no other thread gets between.
+        scheduler = self._engine.scheduler
+        computed = {sequence.request_id: sequence.num_computed_tokens for sequence in list(scheduler.running)}
+        records = tuple(scheduler.finished)[-NUM_RECORDS:]
+        return measure(self._admission.live, computed, used_share(records))
 
     def inspect(self, seconds: float = 0.0) -> Inspection:
         """Who is in the engine and who holds which block; with what happened in the last `seconds`."""

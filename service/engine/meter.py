@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from service.engine.capacity import Capacity
 from service.engine.distribution import Tally
 from service.engine.request import RequestOutput
 from service.engine.step import SchedulerOutput
@@ -45,6 +46,7 @@ class StepMeter:
         self.num_generated_tokens = 0
         self.step_time_s = 0.0
         self.forward_time_s = 0.0
+        self.capacity = Capacity()
         self.decode_steps_s = Tally(STEP_SECONDS)
         self.prefill_steps_s = Tally(STEP_SECONDS)
         self.batch_sizes = Tally(BATCH_SIZES)
@@ -59,6 +61,7 @@ class StepMeter:
         self.num_generated_tokens += sum([len(output.new_token_ids) for output in outputs])
         self.step_time_s += took_s
         self.forward_time_s += step.executed_s - step.planned_s
+        self.capacity.record(step.num_tokens, step.num_prompt_tokens, took_s)
         # A step that absorbs a prompt makes all who decode in it wait: the two kinds answer different questions.
         (self.prefill_steps_s if step.num_tokens > step.num_seqs else self.decode_steps_s).observe(took_s)
         self.batch_sizes.observe(step.num_seqs)

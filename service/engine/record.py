@@ -14,6 +14,7 @@ class RequestRecord(NamedTuple):
     finish_reason: str
     num_prompt_tokens: int
     num_output_tokens: int
+    max_tokens: int
     num_preemptions: int
     arrival_s: float
     first_scheduled_s: float | None
@@ -28,6 +29,7 @@ def record_of(sequence: Sequence, ended_s: float) -> RequestRecord:
         str(sequence.finish_reason),
         sequence.num_prompt_tokens,
         sequence.num_output_tokens,
+        sequence.request.sampling.max_tokens,
         sequence.num_preemptions,
         sequence.arrival_s,
         sequence.first_scheduled_s,

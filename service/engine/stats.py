@@ -21,6 +21,11 @@ class EngineStats:
     `num_cached_blocks` complete blocks, in use or idle, and `num_snapshots` states. The tokens are those that the
     prefix cache was asked about, and had; an eviction is a block it had to forget, or to swap out. `num_swapped_blocks`
     wait outside of the memory cache.
+
+    `num_queued_tokens` and `num_running_tokens` are still to be computed for requests that wait and that run, as far as
+    can be expected (see `Backlog`); `backlog_s` is how long full batches take for them. The tokens a second are the
+    engine's measured capacity, 0 while unknown; `work_s` grows by the time that computed tokens take at that (see
+    `Capacity`).
     """
 
     replica: str
@@ -51,6 +56,12 @@ class EngineStats:
     start_up: tuple[tuple[str, float], ...] = ()
     by_key: tuple[tuple[str, int, int], ...] = ()
     seconds_per_request: float = 1.0
+    num_queued_tokens: int = 0
+    num_running_tokens: int = 0
+    backlog_s: float = 0.0
+    prompt_tokens_per_s: float = 0.0
+    generation_tokens_per_s: float = 0.0
+    work_s: float = 0.0
     decode_steps_s: Distribution = NOTHING
     prefill_steps_s: Distribution = NOTHING
     batch_sizes: Distribution = NOTHING
