@@ -14,6 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import UsageError
+from service.repeated_keys import repeated_key
 
 _MAX_TOLD = 5
 _ID_PREFIX = "batch_req_"
@@ -85,6 +86,10 @@ class BatchInput:
         """Notes a line; what is wrong with it, if anything is."""
         try:
             line = BatchLine.model_validate(orjson.loads(raw))
+            if (key := repeated_key(raw, {})) is not None:
+                return f"{key!r} is there more than once"
+        except RecursionError:
+            return "nested too deeply"
         except orjson.JSONDecodeError as error:
             return f"not JSON ({error.msg})"
         except ValidationError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from starlette._utils import get_route_path  # what routing itself goes by
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -41,7 +40,7 @@ class Authenticator:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        path = get_route_path(scope)
+        path = _route_path(scope)
         if is_open(path, has_public_metrics=self._has_public_metrics):
             return
         exchange = exchange_of(scope)
@@ -52,6 +51,13 @@ class Authenticator:
         exchange.fields["key"] = key.id
         if path in ADMIN_PATHS and not key.admin:
             raise ApiError(403, "this needs an API key with 'admin'", code="not_admin")
+
+
+def _route_path(scope: Scope) -> str:
+    """The path below the root path, as routing itself sees it, whether a proxy has stripped the root path or not."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if path == root or path.startswith(f"{root}/") else path
 
 
 def _secret(scope: Scope) -> bytes:

@@ -8,10 +8,12 @@ from email.message import Message
 import orjson
 from starlette.requests import Request
 
-from service.gateway.errors import ApiError, BadRequestError
+from service.gateway.errors import ApiError, BadRequestError, shorten
 from service.gateway.settings import GatewaySettings
+from service.repeated_keys import repeated_key
 
 _PATIENCE = 4
+_MAX_NAME_CHARS = 64
 
 
 async def read_json_object(request: Request, settings: GatewaySettings) -> dict[str, object]:
@@ -74,7 +76,18 @@ def _parse_object(raw: bytes) -> dict[str, object]:
         raise BadRequestError(message, param=None, code="invalid_json") from None
     if not isinstance(value, dict):
         raise BadRequestError("the body must be a JSON object", param=None, code="invalid_json")
+    _refuse_repeated_keys(raw, value)
     return value
+
+
+def _refuse_repeated_keys(raw: bytes, value: dict[str, object]) -> None:
+    try:
+        key = repeated_key(raw, value)
+    except RecursionError:
+        raise BadRequestError("the body is nested too deeply", param=None, code="invalid_json") from None
+    if key is not None:
+        name = shorten(key, _MAX_NAME_CHARS)
+        raise BadRequestError(f"'{name}' is there more than once", param=name, code="repeated_parameter")
 
 
 def _not_utf8(raw: bytes) -> str | None:

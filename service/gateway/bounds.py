@@ -81,11 +81,11 @@ def _check_words(params: CompletionRequest, served: ServedModel, settings: Gatew
 
 def _check_ids(params: CompletionRequest, served: ServedModel, settings: GatewaySettings) -> None:
     _at_most(len(params.stop_token_ids), settings.max_stop_token_ids, "stop_token_ids", "token ids")
-    check_token_ids(params.stop_token_ids, "stop_token_ids", "stop_token_ids", served.info.vocab_size)
+    check_token_ids(params.stop_token_ids, "stop_token_ids", served.info.vocab_size)
     allowed = params.allowed_token_ids or ()
     _at_most(len(allowed), settings.max_allowed_token_ids, "allowed_token_ids", "token ids")
-    check_token_ids(allowed, "allowed_token_ids", "allowed_token_ids", served.num_written_ids)
-    check_token_ids(params.logprob_token_ids, "logprob_token_ids", "logprob_token_ids", served.num_written_ids)
+    check_token_ids(allowed, "allowed_token_ids", served.num_written_ids)
+    check_token_ids(params.logprob_token_ids, "logprob_token_ids", served.num_written_ids)
     _at_most(len(params.logit_bias), settings.max_logit_bias, "logit_bias", "token ids")
     for key in params.logit_bias:
         _check_key(key, served.num_written_ids)

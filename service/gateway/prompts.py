@@ -62,14 +62,13 @@ async def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, settings: Gat
     return await asyncio.to_thread(lambda: [tokenizer.encode(text) for text in texts])
 
 
-def check_token_ids(token_ids: Sequence[object], name: str, param: str, vocab_size: int, first_index: int = 0) -> None:
+def check_token_ids(token_ids: Sequence[object], param: str, vocab_size: int, first_index: int = 0) -> None:
     """Raises BadRequestError naming the first of `token_ids` that is not in the vocabulary."""
     for i, token_id in enumerate(token_ids, first_index):
         if type(token_id) is not int:
-            raise BadRequestError(f"'{name}[{i}]' must be a token id, an integer", param=param)
+            raise _invalid("must be a token id, an integer", f"{param}[{i}]")
         if not 0 <= token_id < vocab_size:
-            message = f"'{name}[{i}]' must be at least 0 and at most {vocab_size - 1}, got {token_id}"
-            raise BadRequestError(message, param=param)
+            raise _invalid(f"must be at least 0 and at most {vocab_size - 1}, got {token_id}", f"{param}[{i}]")
 
 
 def _as_items(prompt: object) -> Sequence[object]:
@@ -107,7 +106,7 @@ def _check_ids(item: object, name: str, served: ServedModel, room: Room) -> Toke
     assert isinstance(item, list)
     kept = _fit(item, name, served, room)
     ids = item[kept.start : kept.stop]
-    check_token_ids(ids, name, "prompt", served.info.vocab_size, kept.start)
+    check_token_ids(ids, name, served.info.vocab_size, kept.start)
     return tuple(ids)
 
 
@@ -123,7 +122,7 @@ def _too_long(count: str, limit: int, room: Room, name: str) -> BadRequestError:
     reason = f", which leaves no room to generate: prompt and completion together may have {limit} tokens"
     if room.max_tokens == limit:
         reason = f"; it may have {limit}"
-    return BadRequestError(f"'{name}' has {count} tokens{reason}", param="prompt", code="context_length_exceeded")
+    return BadRequestError(f"'{name}' has {count} tokens{reason}", param=name, code="context_length_exceeded")
 
 
 def _name(prompt: object, index: int) -> str:
@@ -133,4 +132,4 @@ def _name(prompt: object, index: int) -> str:
 
 
 def _invalid(what: str, name: str = "prompt") -> BadRequestError:
-    return BadRequestError(f"'{name}' {what}", param="prompt")
+    return BadRequestError(f"'{name}' {what}", param=name)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from service.gateway.api_keys import ApiKey
 from service.gateway.errors import ApiError, BadRequestError, retry_after
 
+_SWEEP_S = 60.0
+
 
 class TokenBucket:
     """Holds up to one minute's allowance, is full at first and fills evenly."""
@@ -42,6 +44,11 @@ class _Buckets:
     requests: TokenBucket | None = None
     tokens: TokenBucket | None = None
 
+    def is_full(self, now_s: float) -> bool:
+        """Whether new buckets would be no different."""
+        both = (self.requests, self.tokens)
+        return all(bucket is None or bucket.seconds_until(bucket.per_minute, now_s) == 0 for bucket in both)
+
 
 class RateLimiter:
     """The buckets of every key that has limits. `default_*` are those of keys that have none of their own."""
@@ -56,6 +63,7 @@ class RateLimiter:
         self._default_tokens = default_tokens_per_minute
         self._clock = clock
         self._buckets: dict[str, _Buckets] = {}
+        self._swept_s = clock()
 
     def check(self, key: ApiKey | None) -> None:
         """Raises ApiError 429 where `key` has no request left, so that nothing need be read of one more."""
@@ -85,11 +93,19 @@ class RateLimiter:
         return reservation
 
     def _of(self, key: ApiKey) -> _Buckets:
-        buckets = self._buckets.setdefault(key.id, _Buckets())
         now_s = self._clock()
+        if key.id not in self._buckets:
+            self._sweep(now_s)
+        buckets = self._buckets.setdefault(key.id, _Buckets())
         buckets.requests = _fit(buckets.requests, key.requests_per_minute or self._default_requests, now_s)
         buckets.tokens = _fit(buckets.tokens, key.tokens_per_minute or self._default_tokens, now_s)
         return buckets
+
+    def _sweep(self, now_s: float) -> None:
+        """Forgets buckets that are full, those of keys that are no more among them. At most once a minute."""
+        if now_s - self._swept_s >= _SWEEP_S:
+            self._swept_s = now_s
+            self._buckets = {key: buckets for key, buckets in self._buckets.items() if not buckets.is_full(now_s)}
 
 
 class Reservation:

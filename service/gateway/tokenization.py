@@ -50,7 +50,7 @@ async def detokenize(request: Request) -> Response:
     params = parse_detokenize(await read_json_object(request, gateway.settings))
     resolve_model(params.model, gateway.served)
     tokenizer = require_tokenizer(gateway.served, "tokens")
-    check_token_ids(params.tokens, "tokens", "tokens", gateway.served.info.vocab_size)
+    check_token_ids(params.tokens, "tokens", gateway.served.info.vocab_size)
     return json_response(DetokenizeResponse(prompt=tokenizer.decode(params.tokens, skip_special=False)))
 
 

@@ -21,10 +21,18 @@ NEUTRAL_COMPLETION_VALUES: Mapping[str, tuple[object, ...]] = {
     "repetition_detection": (),
     "return_token_offsets": (False,),
     "spaces_between_special_tokens": (True, False),  # There are none: tokens are bytes.
+    "structural_tag": (),
     "suffix": (),
     "thinking_token_budget": (-1,),
     "use_beam_search": (False,),
     "vllm_xargs": (),
+    "whitespace_pattern": (),
+}
+NEUTRAL_STRUCTURED_VALUES: Mapping[str, tuple[object, ...]] = {
+    "disable_additional_properties": (False,),
+    "disable_fallback": (True, False),  # There is one engine for grammars, and nothing to fall back to.
+    "structural_tag": (),
+    "whitespace_pattern": (),
 }
 NEUTRAL_TOKENIZE_VALUES: Mapping[str, tuple[object, ...]] = {
     "add_special_tokens": (True, False),
@@ -32,12 +40,17 @@ NEUTRAL_TOKENIZE_VALUES: Mapping[str, tuple[object, ...]] = {
 }
 
 
-def drop_neutral(body: Mapping[str, object], table: Mapping[str, tuple[object, ...]]) -> dict[str, object]:
-    """`body` without the fields of `table`. Raises BadRequestError for one that asks for something."""
+def drop_neutral(
+    body: Mapping[str, object], table: Mapping[str, tuple[object, ...]], prefix: str = ""
+) -> dict[str, object]:
+    """`body` without the fields of `table`. Raises BadRequestError for one that asks for something.
+
+    `prefix` is what comes before the names of fields that are inside another.
+    """
     for name in body.keys() & table.keys():
         if not _is_neutral(body[name], table[name]):
-            message = f"'{name}' is not supported by this server"
-            raise BadRequestError(message, param=name, code="unsupported_parameter")
+            message = f"'{prefix}{name}' is not supported by this server"
+            raise BadRequestError(message, param=prefix + name, code="unsupported_parameter")
     return {name: value for name, value in body.items() if name not in table}
 
 

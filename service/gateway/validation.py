@@ -13,6 +13,7 @@ from service.gateway.errors import BadRequestError, shorten
 from service.gateway.schema import INT64_MAX, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from service.gateway.unsupported import (
     NEUTRAL_COMPLETION_VALUES,
+    NEUTRAL_STRUCTURED_VALUES,
     NEUTRAL_TOKENIZE_VALUES,
     drop_neutral,
 )
@@ -38,6 +39,8 @@ _SENTENCES = {
     # The one pattern there is: REQUEST_ID.
     "string_pattern_mismatch": "must be 1 to 128 letters, digits, '.', '_' or '-'",
 }
+# llama.cpp's names that no likeness of letters leads to.
+_OTHER_NAMES = {"n_predict": "max_tokens", "repeat_penalty": "repetition_penalty", "n_probs": "logprobs"}
 _MAX_NAME_CHARS = 64
 _MAX_VALUE_CHARS = 40
 
@@ -47,6 +50,8 @@ def parse_completion(body: dict[str, object]) -> CompletionRequest:
     if type(body.get("n")) is int and body.get("best_of") == body["n"]:
         body = {**body, "best_of": None}  # The best n of n are all of them.
     body = drop_neutral(body, NEUTRAL_COMPLETION_VALUES)
+    if isinstance(wanted := body.get("structured_outputs"), dict):
+        body["structured_outputs"] = drop_neutral(wanted, NEUTRAL_STRUCTURED_VALUES, "structured_outputs.")
     request = _parse(CompletionRequest, body)
     if request.stream_options is not None and not request.stream:
         raise BadRequestError("'stream_options' needs 'stream' to be true", param="stream_options")
@@ -99,5 +104,6 @@ def _param(location: tuple[int | str, ...]) -> str:
 
 def _unknown(param: str, model: type[BaseModel]) -> str:
     close = difflib.get_close_matches(param, model.model_fields, n=1, cutoff=0.75)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
+    meant = _OTHER_NAMES.get(param) or (close[0] if close else None)
+    hint = f"; did you mean '{meant}'?" if meant in model.model_fields else ""
     return f"'{param}' is not a parameter of this endpoint{hint}"

@@ -45,7 +45,7 @@ def test_special_tokens_are_spelled_out(client: httpx.Client) -> None:
 def test_ids_outside_the_vocabulary_are_refused(client: httpx.Client) -> None:
     answer = client.post("/detokenize", json={"tokens": [1, 4096]})
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "tokens"
+    assert answer.json()["error"]["param"] == "tokens[1]"
     assert "'tokens[1]'" in answer.json()["error"]["message"]
 
 

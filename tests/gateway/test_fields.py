@@ -376,3 +376,12 @@ def test_many_filters_together_stay_reproducible_and_choices_distinct(real: http
     assert len({c["text"] for c in first["choices"]}) == 8
     alone = ask(real, {**body, "prompt": "The fox"})
     assert [text(alone, i) for i in range(4)] == [text(first, 4 + i) for i in range(4)]
+
+
+@pytest.mark.parametrize(("is_included", "text_of_end"), [(False, ""), (True, "<|endoftext|>")])
+def test_the_end_token_is_text_only_where_it_was_asked_for(
+    real: httpx.Client, is_included: bool, text_of_end: str
+) -> None:
+    body = {**PLAIN, "logit_bias": {"0": 100}, "skip_special_tokens": False, "include_stop_str_in_output": is_included}
+    answer = real.post("/v1/completions", json=body).json()
+    assert (text(answer), *end(answer), usage(answer)[1]) == (text_of_end, "stop", None, 1)

@@ -105,6 +105,41 @@ def test_bodies_that_cannot_be_read_say_where(client: httpx.Client, body: bytes,
     assert error["param"] is None
 
 
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        (b'{"prompt": [1], "seed": 1, "seed": 1}', "seed"),
+        (b'{"prompt": [1], "seed": 1, "s\\u0065ed": 2, "user": "a:b"}', "seed"),
+        (
+            b'{"prompt": [1], "stream": true, "stream_options": {"include_usage": true, "include_usage": null}}',
+            "include_usage",
+        ),
+        (b'{"prompt": [1], "seed": %s, "seed": 2}' % (b"1" * 300), "seed"),
+        (b'{"prompt": [1], "%s": 1, "%s": 2}' % (b"x" * 5000, b"x" * 5000), "x" * 63 + "…"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named(client: httpx.Client, body: bytes, key: str) -> None:
+    error = assert_error(client.post("/v1/completions", content=body, headers=JSON), 400, "repeated_parameter")
+    assert error["param"] == key
+    assert error["message"] == f"'{key}' is there more than once"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "a: b, \\"seed\\": 1, \\"seed\\": 2", "seed": 3}',
+        b'{"prompt": [1], "logit_bias": {"1": 1, "11": 1}, "stream": true, "stream_options": {"include_usage": true}}',
+    ],
+)
+def test_keys_that_only_look_repeated_are_none(client: httpx.Client, body: bytes) -> None:
+    assert client.post("/v1/completions", content=body, headers=JSON).status_code == 200
+
+
+def test_a_body_too_deep_to_look_through_is_refused(client: httpx.Client) -> None:
+    body = b'{"prompt": [1], "user": ' + b'{"a":' * 1000 + b"1" + b"}" * 1001
+    assert_error(client.post("/v1/completions", content=body, headers=JSON), 400, "invalid_json")
+
+
 def test_large_bodies_are_413_announced_or_not(small: httpx.Client) -> None:
     body = b'{"prompt": "%s"}' % (b"x" * 1000)
     assert_error(small.post("/v1/completions", content=body, headers=JSON), 413, "request_too_large")

@@ -149,6 +149,23 @@ def test_a_keys_own_limit_wins_over_the_default_and_a_new_one_counts_at_once() -
     assert limits.reserve(other.model_copy(update={"requests_per_minute": 10}), 0).headers() != {}
 
 
+def test_keys_that_are_gone_leave_nothing_behind() -> None:
+    """What is forgotten is no different from what a key that comes back is given."""
+    clock = Clock()
+    limits = limiter(clock)
+    gone = [KEY.model_copy(update={"id": f"gone-{i}"}) for i in range(100)]
+    for key in gone:
+        limits.reserve(key, 600)
+    clock.now_s += 59
+    limits.reserve(KEY, 1)
+    assert len(limits._buckets) == 101
+    refusal(limits, 600, gone[0])
+    clock.now_s += 1
+    limits.reserve(KEY.model_copy(update={"id": "new"}), 0)
+    assert set(limits._buckets) == {"k", "new"}
+    limits.reserve(gone[0], 600)
+
+
 def test_without_a_key_nothing_is_counted() -> None:
     limits = limiter(Clock(), default_requests_per_minute=1)
     for _ in range(3):
@@ -277,6 +294,14 @@ def test_a_key_without_a_request_left_is_told_before_its_body_is_read(limited: h
     answer = limited.post("/v1/completions", content=b"{nonsense", headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_a_wrong_request_is_told_so_before_its_tokens_are_counted(limited: httpx.Client, engine: FakeEngine) -> None:
+    engine.script = say([5] * 400)
+    while limited.post("/v1/completions", json={"prompt": [1] * 100, "max_tokens": 400}).status_code == 200:
+        pass
+    answer = limited.post("/v1/completions", json={"prompt": [1] * 100, "max_tokens": 400, "temperature": -1})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "temperature")
 
 
 def test_tokenizing_counts_as_a_request(limited: httpx.Client) -> None:

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette._utils import get_route_path
 
 from model.tokenizer import Tokenizer
 from service.gateway.api_keys import KeyRing, keys_of_options
+from service.gateway.auth import _route_path
 from service.gateway.settings import GatewaySettings
 from tests.gateway.fake_engine import FakeEngine
 from tests.gateway.server import GatewayServer, served_model
@@ -41,6 +45,16 @@ def test_every_route_answers_with_and_without_the_path(client: httpx.Client, pre
 @pytest.mark.parametrize("path", ["/v1/models", "/ai/tessera/v1/models", "/ai/tessera/metrics", "/ai/tessera//", "/ai"])
 def test_the_path_is_no_way_around_the_key(client: httpx.Client, path: str) -> None:
     assert client.get(path).status_code == 401
+
+
+_PARTS = st.lists(st.sampled_from(["/", "a", "a/", "/a", "b", "//", "%2f"]), max_size=4).map("".join)
+
+
+@given(root=st.sampled_from(["", "/a", "/a/b"]), path=_PARTS)
+def test_the_layer_of_keys_sees_the_path_that_routing_sees(root: str, path: str) -> None:
+    """If this name goes, see what routing goes by instead."""
+    scope = {"type": "http", "path": path, "root_path": root}
+    assert _route_path(scope) == get_route_path(scope)
 
 
 @pytest.mark.parametrize("page", ["/", "/ai/tessera", "/ai/tessera/"])

@@ -60,6 +60,12 @@ def texts(path: Path) -> dict[str, list[str]]:
     }
 
 
+def test_a_line_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    twice = json.dumps(line("r1")).replace('"max_tokens": 8', '"max_tokens": 8, "max_tokens": 9')
+    with pytest.raises(UsageError, match="line 2: 'max_tokens' is there more than once"):
+        BatchInput(write(tmp_path / "in.jsonl", line("r0"), twice))
+
+
 def test_answers_every_request_and_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     many = line("many", body={"prompt": ["One", "Two"], "n": 2, "max_tokens": 4, "seed": 5, "logprobs": 1})
     wrong = line("wrong", body={"prompt": "x", "max_tokens": -1})
