@@ -24,6 +24,8 @@ from model.network import MosaicNetwork
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+# Of the longest network a configuration may describe the header takes a tenth of this.
+_MAX_HEADER_BYTES = 16 << 20
 _FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
 
 
@@ -86,6 +88,7 @@ def _skeleton(config: NetworkConfig) -> MosaicNetwork:
 def _load_weights(path: Path, config: NetworkConfig, device: torch.device, dtype: torch.dtype) -> MosaicNetwork:
     model = _skeleton(config).cast_weights(dtype)
     try:
+        _check_header_size(path)
         with safe_open(path, framework="pt") as file:
             headers = {name: file.get_slice(name) for name in list(file.keys())}
             _check_shapes({name: tuple(header.get_shape()) for name, header in headers.items()}, config)
@@ -99,6 +102,14 @@ def _load_weights(path: Path, config: NetworkConfig, device: torch.device, dtype
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return model.eval().requires_grad_(False)
+
+
+def _check_header_size(path: Path) -> None:
+    """The library reads a header of up to 100 MB into several times as much memory."""
+    with path.open("rb") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+    if num_bytes > _MAX_HEADER_BYTES:
+        raise ValueError(f"its header is {num_bytes} bytes long, at most {_MAX_HEADER_BYTES} are read")
 
 
 def _check_shapes(found: Mapping[str, tuple[int, ...]], config: NetworkConfig) -> None:

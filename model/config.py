@@ -14,6 +14,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from model.small_files import read_small_text
+
 Architecture = Literal["memory-mosaic-v1", "memory-mosaic-v2"]
 ValueExtractorKind = Literal["lowrlinearconv", "linearconv"]
 
@@ -109,11 +111,8 @@ class NetworkConfig:
 
         Raises OSError if it cannot be read, and ValueError, naming it, if it holds no such configuration.
         """
-        path = Path(path)
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ValueError(f"{path}: too large for a configuration")
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_dict(json.loads(read_small_text(path, _MAX_FILE_BYTES)))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {error}") from error
 

@@ -141,10 +141,9 @@ def _tokenizer_json(tokenizer: str | Path | None) -> str | None:
     if not path.is_file():
         raise ConversionError(f"{path}: no such tokenizer file")
     try:
-        Tokenizer.from_file(path)
+        return Tokenizer.from_file(path).serialized
     except ValueError as error:
         raise ConversionError(str(error)) from None
-    return path.read_text(encoding="utf-8")
 
 
 def _with_tokenizer(config: MosaicConfig, tokenizer: Tokenizer) -> MosaicConfig:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from model.published import COMPILED_PREFIX, ConversionError
 
+# The structure around the tensors; the published scripts leave some hundred kilobytes.
+_MAX_PICKLE_BYTES = 16 << 20
+
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
@@ -33,9 +36,11 @@ def read_checkpoint(path: Path) -> PublishedCheckpoint:
     for entry in ("model", "model_args"):
         if not isinstance(loaded.get(entry), dict):
             raise ConversionError(f"{path}: not a checkpoint of the published training code, it has no {entry!r} entry")
+    tensors = _without_prefix(loaded["model"])
+    _check_sizes(path, tensors)
     settings = loaded.get("config")
     return PublishedCheckpoint(
-        tensors=_without_prefix(loaded["model"]),
+        tensors=tensors,
         arguments=loaded["model_args"],
         settings=settings if isinstance(settings, dict) else {},
         progress={name: _number(loaded[name]) for name in ("iter_num", "best_val_loss") if name in loaded},
@@ -47,9 +52,12 @@ def _load(path: Path) -> Mapping[str, Any]:
         raise ConversionError(f"{path}: {'a directory' if path.is_dir() else 'no such file'}")
     # What this raises is the file system's; what torch raises below, in many kinds, is the content's.
     path.open("rb").close()
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        _check_parts(path)
     try:
         # The published formats hold tensors and plain Python values only: no type needs to be allowed on top.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError:
         raise ConversionError(f"{path}: {_why_unreadable(path)}") from None
     except Exception as error:
@@ -57,6 +65,26 @@ def _load(path: Path) -> Mapping[str, Any]:
     if not isinstance(loaded, dict):
         raise ConversionError(f"{path}: holds a {type(loaded).__name__}, not a training checkpoint")
     return loaded
+
+
+def _check_parts(path: Path) -> None:
+    """torch.save leaves its parts as they are, so that no file is larger than it looks."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError):
+        return  # torch says what is wrong
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise ConversionError(f"{path}: not a file written by torch.save, its parts are compressed")
+    if any(part.filename.endswith(".pkl") and part.file_size > _MAX_PICKLE_BYTES for part in parts):
+        raise ConversionError(f"{path}: more than {_MAX_PICKLE_BYTES} bytes beside its tensors")
+
+
+def _check_sizes(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A tensor can repeat what is there and so be of any size. Tied weights are there once for two."""
+    num_bytes, most = sum(tensor.nbytes for tensor in tensors.values()), 2 * path.stat().st_size
+    if num_bytes > most:
+        raise ConversionError(f"{path}: its tensors come to {num_bytes} bytes, a file of this size has {most} at most")
 
 
 def _why_unreadable(path: Path) -> str:

@@ -11,8 +11,13 @@ from typing import Any
 
 import tokenizers
 
+from model.small_files import read_small_text
+
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
+# A file from elsewhere must not size our memory at will. The largest vocabularies in use take half of the bytes.
+_MAX_FILE_BYTES = 64 << 20
+_MAX_TOKENS = 1 << 21
 
 
 def byte_to_char() -> dict[int, str]:
@@ -34,8 +39,8 @@ class Tokenizer:
     """
 
     def __init__(self, serialized: str) -> None:
-        """Takes the text of a tokenizer.json; ValueError where it is not a byte-level BPE tokenizer."""
-        self._serialized = serialized
+        """Takes the text of a tokenizer.json, `serialized`; ValueError where it is not a byte-level BPE tokenizer."""
+        self.serialized = serialized
         self._plain = _build(serialized)
         self._plain.encode_special_tokens = True
         added = self._plain.get_added_tokens_decoder()
@@ -46,9 +51,7 @@ class Tokenizer:
     def from_file(cls, path: Path | str) -> "Tokenizer":
         """Reads a tokenizer.json; ValueError naming the file where it cannot be used, OSError where unread."""
         try:
-            return cls(Path(path).read_text(encoding="utf-8"))
-        except UnicodeDecodeError:
-            raise ValueError(f"{path} is not a tokenizer.json: it is not UTF-8 text") from None
+            return cls(read_small_text(path, _MAX_FILE_BYTES))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -111,7 +114,7 @@ class Tokenizer:
     @cached_property
     def _with_special(self) -> tokenizers.Tokenizer:
         # A second instance, because whether markers are parsed is a switch of the whole tokenizer.
-        return _build(self._serialized)
+        return _build(self.serialized)
 
 
 def _build(serialized: str) -> tokenizers.Tokenizer:
@@ -138,7 +141,10 @@ def _is_byte_level(decoder: dict[str, Any]) -> bool:
 
 def _token_table(vocabulary: dict[str, int], added: set[int]) -> list[bytes]:
     to_byte = {ord(char): byte for byte, char in byte_to_char().items()}
-    table = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    num_ids = max(vocabulary.values(), default=-1) + 1
+    if num_ids > _MAX_TOKENS:
+        raise ValueError(f"it has the token id {num_ids - 1}; at most {_MAX_TOKENS - 1} is served")
+    table = [b""] * num_ids
     for token, token_id in vocabulary.items():
         spelled = token_id in added or any(ord(char) not in to_byte for char in token)
         table[token_id] = token.encode() if spelled else token.translate(to_byte).encode("latin-1")

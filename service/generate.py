@@ -19,7 +19,7 @@ from service.errors import CommandError, EngineStartError, ModelNotFoundError, U
 from service.interrupt import interruptible
 from service.progress import Progress
 from service.settings import ServeSettings, flag
-from service.startup import require_model, start_engine
+from service.startup import check_tokenizer, explained, require_model, start_engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ def generate_text(settings: ServeSettings, prompt: str, sampling: Sampling) -> N
     tokenizer, prompt_ids = _tokenize(settings, prompt)
     with interruptible(), Progress(is_quiet=not sys.stderr.isatty()).step(f"Loading {settings.model_name}"):
         engine = start_engine(config)
+        with explained():
+            check_tokenizer(tokenizer, engine.info)
     room = engine.info.max_model_len - len(prompt_ids)
     if room < 1:
         raise UsageError(

@@ -51,7 +51,14 @@ def served_model(settings: ServeSettings, info: EngineInfo) -> ServedModel:
     """What a gateway serves: the engine's model with the tokenizer beside its weights. Raises CommandError."""
     with explained():
         tokenizer = Tokenizer.load(settings.model)
+        check_tokenizer(tokenizer, info)
     return ServedModel(names=(settings.model_name,), tokenizer=tokenizer, info=info, created=int(time.time()))
+
+
+def check_tokenizer(tokenizer: Tokenizer | None, info: EngineInfo) -> None:
+    """Raises ValueError where it has tokens that the model knows nothing of: prompts would be refused one by one."""
+    if tokenizer is not None and tokenizer.vocab_size > info.vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {info.vocab_size}")
 
 
 def require_tracing(settings: ServeSettings) -> None:
