@@ -29,6 +29,7 @@ NEVER = {
 STDLIB_ONLY = (
     *("request", "stats", "distribution", "meter", "record", "inspection", "errors"),
     *(
+        "block_holders",
         "block_manager",
         "prefix_keys",
         "prefix_cache",

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
+from service.engine.block_holders import BlockHolders
 from service.engine.prefix_cache import CachedPrefix, PrefixCache, StateSnapshot
 from service.engine.sequence import Sequence
 from service.engine.short_term import ShortTermBlocks
@@ -44,17 +45,16 @@ class BlockManager:
         )
         self._free_blocks = list(range(num_blocks - 1, -1, -1))
         self._free_slots = list(range(num_slots - 1, -1, -1))
-        self._num_holders = [0] * num_blocks
+        self._holders = BlockHolders(num_blocks)
 
     @property
     def num_free_blocks(self) -> int:
         """Blocks that nobody holds, idle ones included."""
         return len(self._free_blocks) + self.prefix_cache.num_idle_blocks
 
-    @property
-    def free_blocks(self) -> tuple[int, ...]:
-        """Those that hold nothing. A copy that any thread may take."""
-        return tuple(self._free_blocks)
+    def map(self) -> bytes:
+        """What each block is just now, see `BlockHolders.map`. Any thread may ask."""
+        return self._holders.map()
 
     @property
     def num_free_slots(self) -> int:
@@ -72,7 +72,7 @@ class BlockManager:
         """Extends the block table of `sequence` to hold `num_tokens` tokens. The caller asked `can_grow`."""
         for _ in range(self.num_blocks_for(num_tokens) - len(sequence.block_table)):
             block = self._free_blocks.pop() if self._free_blocks else self.prefix_cache.evict()
-            self._num_holders[block] = 1
+            self._holders.add(block, sequence)
             sequence.block_table.append(block)
 
     def find(self, sequence: Sequence) -> CachedPrefix:
@@ -81,7 +81,9 @@ class BlockManager:
         Brings back what lies in the swap pool; otherwise changes nothing.
         """
         prefix = self.prefix_cache.find(sequence)
-        if self.prefix_cache.bring_back(sequence, prefix, self._free_blocks):
+        if brought := self.prefix_cache.bring_back(sequence, prefix, self._free_blocks):
+            for block in brought:
+                self._holders.rest(block)
             prefix = self.prefix_cache.find(sequence)
         if self.short_term is None:
             return prefix
@@ -98,7 +100,7 @@ class BlockManager:
     def can_begin(self, sequence: Sequence, prefix: CachedPrefix, reserve: int = 0) -> bool:
         """Whether blocks for all tokens of `sequence` can be had, those of `prefix` shared, with `reserve` left."""
         missing = self.num_blocks_for(sequence.num_tokens) - len(prefix.blocks)
-        woken = sum(self._num_holders[block] == 0 for block in prefix.blocks)
+        woken = sum(self._holders[block] == 0 for block in prefix.blocks)
         return missing + woken + reserve <= self.num_free_blocks
 
     def begin(self, sequence: Sequence, prefix: CachedPrefix) -> list[tuple[int, int]]:
@@ -108,7 +110,7 @@ class BlockManager:
         written to memory.
         """
         for block in prefix.blocks:
-            self._num_holders[block] += 1
+            self._holders.add(block, sequence)
             self.prefix_cache.use(block)
         sequence.block_table.extend(prefix.blocks)
         if self.short_term is not None:
@@ -146,8 +148,7 @@ class BlockManager:
         self.prefix_cache.end(sequence)
         # Last blocks first: they are the first to be evicted, since without those before them they are of no use.
         for block in reversed(sequence.block_table):
-            self._num_holders[block] -= 1
-            if self._num_holders[block] == 0:
+            if not self._holders.remove(block, sequence):
                 self._let_go(block)
         sequence.block_table.clear()
         if self.short_term is not None:
@@ -159,6 +160,7 @@ class BlockManager:
     def _let_go(self, block: int) -> None:
         if self.prefix_cache.is_cached(block):
             self.prefix_cache.rest(block)
+            self._holders.rest(block)
         else:
             self._free_blocks.append(block)
 
@@ -166,12 +168,13 @@ class BlockManager:
         """Raises AssertionError unless every block and slot is free, idle, or held by those of `holders` counted."""
         holders = list(holders)
         held = Counter(block for sequence in holders for block in sequence.block_table)
-        assert self._num_holders == [held[block] for block in range(self.num_blocks)], "holders are miscounted"
+        assert self._holders.counts == [held[block] for block in range(self.num_blocks)], "holders are miscounted"
         idle = [block for block in range(self.num_blocks) if self.prefix_cache.is_idle(block)]
         _assert_each_once("block", Counter([*self._free_blocks, *idle, *held.keys()]), self.num_blocks)
         slots = [sequence.slot for sequence in holders if sequence.slot is not None]
         _assert_each_once("slot", Counter([*self._free_slots, *slots]), self.num_slots)
-        self.prefix_cache.check_integrity(self._num_holders, holders)
+        self._holders.check_integrity(holders, idle)
+        self.prefix_cache.check_integrity(self._holders.counts, holders)
         if self.short_term is not None:
             self.short_term.check_integrity(holders)
 

@@ -9,8 +9,6 @@ from service.engine.record import RequestRecord
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import RequestStatus, Sequence
 
-FREE, IDLE, SHARED, FIRST_OWNER = 0, 1, 2, 3
-
 
 @dataclass(frozen=True, slots=True)
 class RequestState:
@@ -36,8 +34,7 @@ class Inspection:
     """One replica at one moment, `now_s` on its clock and `time_s` as a Unix time.
 
     `requests` are those that run, in the order of their admission, then those that wait. `blocks` has a byte for each
-    memory block: FREE, IDLE (nobody's, but kept for whoever begins alike), SHARED, or FIRST_OWNER plus the state slot
-    of the request that holds it, modulo 250. `steps` and `finished` are those of the span asked for.
+    memory block, see `BlockHolders.map`. `steps` and `finished` are those of the span asked for.
     """
 
     replica: str
@@ -54,15 +51,8 @@ def inspect_requests(scheduler: Scheduler, now_s: float) -> tuple[tuple[RequestS
     it says of a request is then true, but not of one moment.
     """
     # Copying a list runs no Python code, so that the stepping thread cannot get between.
-    running = list(scheduler.running)
-    blocks = bytearray([IDLE]) * scheduler.blocks.num_blocks
-    for block in scheduler.blocks.free_blocks:
-        blocks[block] = FREE
-    for sequence in running:
-        owner = FIRST_OWNER + (sequence.slot or 0) % 250
-        for block in list(sequence.block_table):
-            blocks[block] = owner if blocks[block] <= IDLE else SHARED
-    return tuple(_state(sequence, now_s) for sequence in (*running, *_waiting(scheduler))), bytes(blocks)
+    sequences = (*list(scheduler.running), *_waiting(scheduler))
+    return tuple(_state(sequence, now_s) for sequence in sequences), scheduler.blocks.map()
 
 
 def _waiting(scheduler: Scheduler) -> list[Sequence]:

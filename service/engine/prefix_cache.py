@@ -229,19 +229,19 @@ class PrefixCache:
             self._free_tail_slots.append(self._drop_tail(key).slot)
         return block
 
-    def bring_back(self, sequence: Sequence, prefix: CachedPrefix, free_blocks: list[int]) -> bool:
-        """Makes `prefix`, which `find` has found, longer by what the swap pool has; whether there was anything.
+    def bring_back(self, sequence: Sequence, prefix: CachedPrefix, free_blocks: list[int]) -> list[int]:
+        """Makes `prefix`, which `find` has found, longer by what the swap pool has; into which blocks.
 
         Takes blocks from `free_blocks`, then idle ones.
         """
         if not self.swap_pool.num_blocks or prefix.tail is not None or prefix.is_growing:
-            return False
+            return []
         if sequence.wants_prompt_logprobs:
-            return False
+            return []
         for block in prefix.blocks:
             self._touch(block)
         num_spare = len(free_blocks) + len(self._idle) - sum(block in self._idle for block in prefix.blocks)
-        num_brought = 0
+        brought: list[int] = []
         for key in self._keys.of_blocks(sequence, sequence.fork_point)[len(prefix.blocks) :]:
             place = self.swap_pool.place_of(key)
             if num_spare == 0 or (place is None and key not in self._blocks):
@@ -254,8 +254,8 @@ class PrefixCache:
             self._blocks[key], self._block_keys[block] = block, key
             self._idle[block] = None
             self.swap_pool.bring_back(place, block, self._first_slot + block)
-            num_brought += 1
-        return num_brought > 0
+            brought.append(block)
+        return brought
 
     def _touch(self, block: int) -> None:
         if block in self._idle:

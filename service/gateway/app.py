@@ -32,6 +32,7 @@ from service.gateway.rate_limit import RateLimiter
 from service.gateway.responses import error_response
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
+from service.gateway.survey import Surveyor
 from service.gateway.tracer import ExchangeTracer
 from service.metrics import GatewayMetrics
 from service.version import package_version
@@ -67,8 +68,9 @@ def create_app(
     )
     limiter = RateLimiter(settings.requests_per_minute, settings.tokens_per_minute)
     grammars = GrammarChecker(served.written_tokens)
+    surveyor = Surveyor(metrics, engine, peers or NoPeers(), settings.stats_timeout_s)
     app.state.gateway = Gateway(
-        engine, served, settings, metrics, drain, limiter, grammars, peers or NoPeers(), History(), version
+        engine, served, settings, metrics, drain, limiter, grammars, surveyor, History(), version
     )
     app.state.drain = drain
     for kind in (ApiError, EngineError, HTTPException):
@@ -97,7 +99,7 @@ def create_app(
 async def _sampled(app: FastAPI) -> AsyncIterator[None]:
     """While the application is served, its gateway's history is written; then its grammars are checked no more."""
     gateway: Gateway = app.state.gateway
-    sampling = asyncio.create_task(gateway.history.run(gateway))
+    sampling = asyncio.create_task(gateway.history.run(gateway.surveyor))
     try:
         yield
     finally:

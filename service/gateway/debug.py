@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 
+import orjson
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from service.engine.inspection import Inspection
 from service.gateway.errors import ApiError
@@ -15,11 +17,12 @@ from service.gateway.exchange import exchange_of
 from service.gateway.gateway import gateway_of
 from service.gateway.query import number_in_query
 from service.gateway.responses import json_response
-from service.gateway.timeline import trace_events
+from service.gateway.timeline import Event, trace_events
 
 router = APIRouter()
 
 MAX_SECONDS = 600.0
+_EVENTS_AT_A_TIME = 500
 
 
 @router.get("/debug/requests", response_model=None, include_in_schema=False)
@@ -42,7 +45,17 @@ async def timeline(request: Request) -> Response:
     seconds = number_in_query(request, "seconds", 10.0, low=0.001, high=MAX_SECONDS)
     inspections = await _inspect(request, seconds)
     headers = {"content-disposition": 'attachment; filename="timeline.json"'}
-    return json_response({"displayTimeUnit": "ms", "traceEvents": trace_events(inspections)}, headers=headers)
+    return StreamingResponse(_in_parts(trace_events(inspections)), headers=headers, media_type="application/json")
+
+
+async def _in_parts(events: Iterator[Event]) -> AsyncIterator[bytes]:
+    """A trace as JSON. There may be a hundred thousand events, and others wait for this event loop: a few at a time."""
+    separator = b'{"displayTimeUnit":"ms","traceEvents":['
+    while part := list(islice(events, _EVENTS_AT_A_TIME)):
+        yield separator + orjson.dumps(part)[1:-1]
+        separator = b","
+        await asyncio.sleep(0)
+    yield b"]}" if separator == b"," else separator + b"]}"
 
 
 async def _inspect(request: Request, seconds: float) -> Sequence[Inspection]:

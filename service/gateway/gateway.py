@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
 from service.gateway.client import EngineClient
 from service.gateway.drain import Drain
 from service.gateway.grammar_check import GrammarChecker
-from service.gateway.peers import Peers
+from service.gateway.history import History
 from service.gateway.rate_limit import RateLimiter
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
+from service.gateway.survey import Surveyor
 from service.metrics import GatewayMetrics
-
-if TYPE_CHECKING:  # which looks at a gateway
-    from service.gateway.history import History
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +28,7 @@ class Gateway:
     drain: Drain
     limiter: RateLimiter
     grammars: GrammarChecker
-    peers: Peers
+    surveyor: Surveyor
     history: History
     version: str
 

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.engine.stats import EngineStats
-from service.gateway.gateway import Gateway
-from service.gateway.survey import Survey, survey
+from service.gateway.survey import Survey, Surveyor
 from service.gateway.totals import Buckets, Totals, quantile
 from service.metrics import REFUSALS
 
@@ -65,11 +64,11 @@ class History:
         first, last = self._moments[0], self._moments[-1]
         self._samples.append(sample | _now(last) | _served(first, last) | _computed(first, last))
 
-    async def run(self, gateway: Gateway) -> None:
+    async def run(self, surveyor: Surveyor) -> None:
         """Samples for as long as the task is not cancelled."""
         while True:
             try:
-                self.record(await survey(gateway, max_age_s=PERIOD_S), time.monotonic())
+                self.record(await surveyor.survey(max_age_s=PERIOD_S), time.monotonic())
             except Exception:
                 logger.exception("the service could not be sampled")
             await asyncio.sleep(PERIOD_S)

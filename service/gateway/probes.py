@@ -15,7 +15,6 @@ from service.gateway.errors import ApiError
 from service.gateway.gateway import Gateway, gateway_of
 from service.gateway.openapi import errors
 from service.gateway.responses import json_response
-from service.gateway.survey import survey
 from service.metrics import render
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ async def version(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """All metrics, for Prometheus: of every gateway and every engine replica, whichever gateway answers."""
-    found = await survey(gateway_of(request))
+    found = await gateway_of(request).surveyor.survey()
     return Response(render(found.gateways, found.replicas), headers={"content-type": CONTENT_TYPE_LATEST})
 
 

@@ -15,20 +15,18 @@ _STEPS_TRACK = 1
 _FIRST_REQUEST_TRACK = 2
 
 
-def trace_events(inspections: Sequence[Inspection]) -> list[Event]:
+def trace_events(inspections: Sequence[Inspection]) -> Iterator[Event]:
     """One process for each replica: a track of steps, counters, and as many tracks of requests as ran side by side.
 
     Times are microseconds of Unix time, so that replicas on several machines share one axis.
     """
-    events: list[Event] = []
     for pid, inspection in enumerate(inspections, start=1):
-        events.append(_name("process_name", pid, 0, f"engine {inspection.replica}"))
-        events.append(_name("thread_name", pid, _STEPS_TRACK, "steps"))
+        yield _name("process_name", pid, 0, f"engine {inspection.replica}")
+        yield _name("thread_name", pid, _STEPS_TRACK, "steps")
         clock = _Clock(inspection)
         for step in inspection.steps:
-            events += _step_events(step, pid, clock)
-        events += _request_events(inspection.finished, pid, clock)
-    return events
+            yield from _step_events(step, pid, clock)
+        yield from _request_events(inspection.finished, pid, clock)
 
 
 class _Clock:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.engine.block_holders import FIRST_OWNER, FREE, IDLE, SHARED
 from service.engine.distribution import Distribution, Tally
-from service.engine.inspection import FIRST_OWNER, FREE, IDLE, SHARED
 from service.engine.stats import EngineStats
 from service.gateway.dashboard import MAX_TILES, tiles_of
 from service.gateway.history import NUM_SAMPLES, History

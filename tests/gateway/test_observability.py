@@ -222,6 +222,25 @@ def test_a_scrape_survives_its_engine(client: httpx.Client, engine: FakeEngine) 
     assert "mosaic_build_info" in scrape.names
 
 
+def test_a_silent_engine_is_told_of_once(
+    fresh: httpx.Client, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "service.gateway.outage"]
+
+    for outage in range(2):
+        engine.snapshots = ConnectionError("gone")
+        for path in ("/metrics", "/dashboard/data", "/metrics"):
+            fresh.get(path)
+        assert len(lines()) == 2 * outage + 1
+        assert lines()[-1] == "asking the engine's statistics fails from now on: ConnectionError('gone')"
+        engine.snapshots = []
+        for _ in range(2):
+            fresh.get("/metrics")
+        assert len(lines()) == 2 * outage + 2
+        assert "works again" in lines()[-1]
+
+
 def access_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "tessera.access"]
 
