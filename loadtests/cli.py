@@ -119,7 +119,7 @@ def _measure_and_publish(
 def _publish(cells: Sequence[CellResult], notes: Sequence[str], options: argparse.Namespace) -> int:
     """Writes and prints the results, and says with the exit code whether they may be believed."""
     client = {"event_loop": "uvloop" if _has_uvloop() else "asyncio"}
-    results = Results.of(cells, client, notes, with_events=options.save_events)
+    results = Results.of(cells, client, notes, with_events=options.save_events, step_costs=dict(options.step_costs))
     text = report(results)
     print(text, end="")
     if options.out is not None:

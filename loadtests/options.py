@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from loadtests.bench import BenchPlan, MeasuringRules
 from loadtests.cell import CellPlan
-from loadtests.errors import WorkloadError
+from loadtests.errors import ResultsError, WorkloadError
 from loadtests.plan import LoadPlan, default_num_requests
+from loadtests.roofline import StepCosts
 from loadtests.server import ServerCommand
 from loadtests.soak import MIB, SoakPlan
 from loadtests.summary import LatencyTarget
@@ -165,6 +166,14 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--goodput", type=_latencies, metavar="TARGET", help="milliseconds, as ttft=200,tpot=50,e2e=9000"
     )
+    group.add_argument(
+        "--step-costs",
+        type=_named_costs,
+        action="append",
+        default=[],
+        metavar="SERVER=FILE",
+        help="what `python -m model.kernels.roofline` printed for a server: its roofline stands beside what it did",
+    )
     group.add_argument("--max-other-cores", type=float, default=Limits().other, metavar="CORES")
     group.add_argument("--wait-quiet", type=_seconds, default=0.0, metavar="S", help="for other work to end, per cell")
     group.add_argument("--retry-disturbed", type=_whole(0), default=0, metavar="N", help="measure such a cell again")
@@ -249,6 +258,16 @@ def _list_of(item: Callable[[str], Item]) -> Callable[[str], list[Item]]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return items
+
+
+def _named_costs(text: str) -> tuple[str, StepCosts]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SERVER=FILE")
+    try:
+        return name, StepCosts.load(Path(path))
+    except ResultsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _token_range(text: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from loadtests.rows import CLIENT_COST, LATENCIES, REQUESTS, THROUGHPUT, TTFT_P5
 from loadtests.watch import Verdict
 
 RATIOS = (THROUGHPUT, *LATENCIES)
-_ABSENT = "–"
+ABSENT = "–"
 
 
 def report(results: Results) -> str:
@@ -42,10 +42,18 @@ def verdict_line(measured: Sequence[Row]) -> str:
 
 
 def measured_table(measured: Sequence[Row]) -> str:
-    """One line a server and cell; times in milliseconds, medians of the rounds, lowest and highest in brackets."""
+    """One line a server and cell; times in milliseconds, medians of the rounds, lowest and highest in brackets.
+
+    Beside what was measured the roofline and the share of it, where a server's costs are known.
+    """
     head = ["cell", "server", "tok/s", "req/s", *(metric.name for metric in LATENCIES)]
     head += ["good", "requests", "failed", "short", CLIENT_COST.name, "other cores", "verdict"]
-    return _table(head, [_measured_line(row) for row in measured])
+    lines = [_measured_line(row) for row in measured]
+    if any(row.roofline is not None for row in measured):
+        head[3:3] = ["roofline", "share"]
+        for line, row in zip(lines, measured, strict=True):
+            line[3:3] = [number(row.roofline), ABSENT if row.roofline_share is None else f"{row.roofline_share:.0%}"]
+    return markdown_table(head, lines)
 
 
 def ratio_table(pairs: Sequence[tuple[Row, Row]]) -> str:
@@ -56,7 +64,7 @@ def ratio_table(pairs: Sequence[tuple[Row, Row]]) -> str:
         values = [_both(base, other, metric) for metric in (THROUGHPUT, TTFT_P50, TTFT_P95)]
         ratios = [_ratio(base, other, metric) for metric in RATIOS]
         lines.append([_marked(base, other), f"{base.server} → {other.server}", *values, *ratios])
-    return _table(head, lines)
+    return markdown_table(head, lines)
 
 
 def _pairs(measured: Sequence[Row], servers: Sequence[str]) -> list[tuple[Row, Row]]:
@@ -71,12 +79,12 @@ def _pairs(measured: Sequence[Row], servers: Sequence[str]) -> list[tuple[Row, R
 
 
 def _measured_line(row: Row) -> list[str]:
-    cells = [row.cell, row.server, _with_spread(row, THROUGHPUT), _number(row.value(REQUESTS))]
-    cells += [_number(row.value(metric)) for metric in LATENCIES]
-    cells.append(_ABSENT if row.goodput_share is None else f"{row.goodput_share:.0%}")
+    cells = [row.cell, row.server, _with_spread(row, THROUGHPUT), number(row.value(REQUESTS))]
+    cells += [number(row.value(metric)) for metric in LATENCIES]
+    cells.append(ABSENT if row.goodput_share is None else f"{row.goodput_share:.0%}")
     cells += [str(row.num_requests), str(row.num_failed), str(row.num_short)]
-    other = _ABSENT if row.other_cores is None else f"{row.other_cores:.2f}"
-    return [*cells, _number(row.value(CLIENT_COST)), other, row.verdict.value]
+    other = ABSENT if row.other_cores is None else f"{row.other_cores:.2f}"
+    return [*cells, number(row.value(CLIENT_COST)), other, row.verdict.value]
 
 
 def _marked(base: Row, other: Row) -> str:
@@ -86,23 +94,23 @@ def _marked(base: Row, other: Row) -> str:
 
 def _with_spread(row: Row, metric: Metric) -> str:
     spread = row.spread(metric)
-    value = _number(row.value(metric))
-    return value if spread is None else f"{value} ({_number(spread[0])}–{_number(spread[1])})"
+    value = number(row.value(metric))
+    return value if spread is None else f"{value} ({number(spread[0])}–{number(spread[1])})"
 
 
 def _both(base: Row, other: Row, metric: Metric) -> str:
-    return f"{_number(base.value(metric))} → {_number(other.value(metric))}"
+    return f"{number(base.value(metric))} → {number(other.value(metric))}"
 
 
 def _ratio(base: Row, other: Row, metric: Metric) -> str:
     before, after = base.value(metric), other.value(metric)
-    return _ABSENT if not before or after is None else f"{after / before:.2f}"
+    return ABSENT if not before or after is None else f"{after / before:.2f}"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three significant digits, and every digit of what is above a thousand."""
     if value is None:
-        return _ABSENT
+        return ABSENT
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -122,6 +130,7 @@ def _bullets(lines: Iterable[str]) -> list[str]:
     return [text] if text else []
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """The first two columns to the left, numbers to the right."""
     rule = ["---"] * 2 + ["---:"] * (len(head) - 2)
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))

@@ -12,6 +12,7 @@ from typing import Any
 from loadtests.cell import CellResult
 from loadtests.errors import ResultsError
 from loadtests.machine import read_machine
+from loadtests.roofline import StepCosts
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -19,22 +20,30 @@ FILE_NAME = "results.json"
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A finished run. `cells` are as `CellResult.described` gives them; `notes` are for whoever reads the tables."""
+    """A finished run. `cells` are as `CellResult.described` gives them; `notes` are for whoever reads the tables;
+    `step_costs` are those of servers of which they are known, by name."""
 
     created: str
     machine: Mapping[str, Any]
     client: Mapping[str, Any]
     cells: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...] = ()
+    step_costs: Mapping[str, StepCosts] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
     @classmethod
     def of(
-        cls, cells: Iterable[CellResult], client: Mapping[str, Any], notes: Iterable[str] = (), *, with_events: bool
+        cls,
+        cells: Iterable[CellResult],
+        client: Mapping[str, Any],
+        notes: Iterable[str] = (),
+        *,
+        with_events: bool,
+        step_costs: Mapping[str, StepCosts] | None = None,
     ) -> Results:
         created = datetime.now(UTC).isoformat(timespec="seconds")
         described = tuple(cell.described(with_events=with_events) for cell in cells)
-        return cls(created, read_machine().described(), client, described, tuple(notes))
+        return cls(created, read_machine().described(), client, described, tuple(notes), step_costs or {})
 
     def save(self, directory: Path) -> Path:
         path = directory / FILE_NAME
@@ -53,7 +62,12 @@ def load_results(path: Path) -> Results:
         raise ResultsError(f"{path}: not a results file of this version (schema {SCHEMA})")
     try:
         return Results(
-            value["created"], value["machine"], value["client"], tuple(value["cells"]), tuple(value["notes"])
+            value["created"],
+            value["machine"],
+            value["client"],
+            tuple(value["cells"]),
+            tuple(value["notes"]),
+            {name: StepCosts.of(costs) for name, costs in value.get("step_costs", {}).items()},
         )
     except (KeyError, TypeError) as error:
         raise ResultsError(f"{path}: {error!r} is missing") from error

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from loadtests.results import Results
+from loadtests.roofline import StepCosts, cell_roofline
 from loadtests.watch import Verdict
 
 
@@ -48,7 +49,10 @@ METRICS = (THROUGHPUT, REQUESTS, *LATENCIES, CLIENT_COST)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A server in a cell. `values` has every round's numbers by metric, `verdict` is the worst of the rounds."""
+    """A server in a cell. `values` has every round's numbers by metric, `verdict` is the worst of the rounds.
+
+    `roofline` is the most tokens a second that the machine allows; None where the server's costs are not known.
+    """
 
     server: str
     cell: str
@@ -62,11 +66,18 @@ class Row:
     other_cores: float | None
     verdict: Verdict
     values: Mapping[str, tuple[float, ...]]
+    roofline: float | None = None
 
     def value(self, metric: Metric) -> float | None:
         """The median of the rounds."""
         rounds = self.values[metric.name]
         return median(rounds) if rounds else None
+
+    @property
+    def roofline_share(self) -> float | None:
+        """Of the roofline, what was reached."""
+        reached = self.value(THROUGHPUT)
+        return None if self.roofline is None or reached is None else reached / self.roofline
 
     def spread(self, metric: Metric) -> tuple[float, float] | None:
         """Lowest and highest round; None where there was one round or none."""
@@ -81,10 +92,15 @@ def rows(results: Results) -> list[Row]:
         groups.setdefault((cell["cell"], cell["server"]), []).append(cell)
     cells = list(dict.fromkeys(cell["cell"] for cell in results.cells))
     servers = list(dict.fromkeys(cell["server"] for cell in results.cells))
-    return [_row(groups[cell, server]) for cell in cells for server in servers if (cell, server) in groups]
+    return [
+        _row(groups[cell, server], results.step_costs.get(server))
+        for cell in cells
+        for server in servers
+        if (cell, server) in groups
+    ]
 
 
-def _row(rounds: list[Mapping[str, Any]]) -> Row:
+def _row(rounds: list[Mapping[str, Any]], costs: StepCosts | None) -> Row:
     first = rounds[0]
     summaries = [cell["summary"] for cell in rounds]
     loads = [cell["disturbance"]["load"] or {} for cell in rounds]
@@ -101,6 +117,7 @@ def _row(rounds: list[Mapping[str, Any]]) -> Row:
         other_cores=max((load["other"] for load in loads if load.get("other") is not None), default=None),
         verdict=_worst(Verdict(cell["disturbance"]["verdict"]) for cell in rounds),
         values={metric.name: _known(metric.find(summary) for summary in summaries) for metric in METRICS},
+        roofline=None if costs is None else cell_roofline(costs, first),
     )
 
 

@@ -12,8 +12,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -22,85 +21,18 @@ from rich.table import Column, Table
 from model.cache import MemoryBatch, MemoryCache
 from model.config import MosaicConfig
 from model.kernels.choice import KERNELS, QUANTIZATIONS, choose_path, make_kernel
-from model.kernels.cpu_library import BFLOAT16, FLOAT32, INT8, kernel_path, library
-from model.kernels.kernel import QUANTISED, Kernel, split_path
+from model.kernels.kernel import QUANTISED, Kernel
+from model.kernels.roofline import BLOCK_SIZE, MEMORY_DTYPES, WEIGHT_DTYPES, Machine, Work
 from model.mosaic_v1 import MemoryMosaic
 from model.presets import PRESETS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BLOCK_SIZE = 32
 CONTEXT = 192
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A step: `sequences` that have `context` tokens and bring `new` each."""
-
-    name: str
-    sequences: int
-    context: int
-    new: int
-
-    @property
-    def num_tokens(self) -> int:
-        return self.sequences * self.new
-
-    def num_pairs(self) -> int:
-        """Pairs read by all tokens together."""
-        return self.sequences * sum(range(self.context, self.context + self.new))
-
-    def products(self, c: MosaicConfig) -> float:
-        """Operations with weights: every product counts two."""
-        per_token = c.n_layer * (5 * c.n_embd**2 + 2 * c.n_embd * c.pmem_size * c.pmem_count)
-        return 2.0 * (self.num_tokens * per_token + self.sequences * c.vocab_size * c.n_embd)
-
-    def reads(self, c: MosaicConfig) -> float:
-        """Operations with pairs, likewise."""
-        return 2.0 * c.n_layer * 2 * c.n_embd * self.num_pairs()
-
-    def bytes_moved(self, c: MosaicConfig, weight: int, pair: int) -> float:
-        """Weights once, and every sequence's pairs once; `weight` and `pair` are bytes per number."""
-        weights = c.n_layer * (5 * c.n_embd**2 + 2 * c.n_embd * c.pmem_size * c.pmem_count) + c.vocab_size * c.n_embd
-        pairs = self.sequences * (self.context + self.new - 1) * 2 * c.n_embd * c.n_layer
-        return float(weights * weight + pairs * pair)
 
 
 WORKS = (
     *(Work(f"decode, batch {n}", n, CONTEXT, 1) for n in (1, 8, 32)),
     *(Work(f"prefill, {n} tokens", 1, 0, n) for n in (128, 512)),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What it does at best with so many threads: bytes a second, and operations with weights and with pairs."""
-
-    bytes_rate: float
-    product_rate: float
-    read_rate: float
-
-    @classmethod
-    def measured(cls, path: str, dtype: torch.dtype, num_threads: int) -> Self | None:
-        """By the instructions of a kernel's path; None where it has none of its own."""
-        lib, (name, is_quantised) = library(), split_path(path)
-        if lib is None or kernel_path(name) is None:
-            return None
-        weight_type = INT8 if is_quantised else BFLOAT16 if dtype is torch.bfloat16 else FLOAT32
-        encoded = str(name).encode()
-        return cls(
-            lib.mosaic_read_rate(encoded, num_threads),
-            lib.mosaic_product_rate(encoded, weight_type, num_threads),
-            lib.mosaic_product_rate(encoded, FLOAT32, num_threads),
-        )
-
-    def bound_s(self, work: Work, config: MosaicConfig, num_bytes: float) -> float:
-        """The least time that `work` can take."""
-        computing = work.products(config) / self.product_rate + work.reads(config) / self.read_rate
-        return max(num_bytes / self.bytes_rate, computing)
-
-    def __str__(self) -> str:
-        rates = f"{self.product_rate / 1e9:.0f} and (pairs, float32) {self.read_rate / 1e9:.0f} Gop/s"
-        return f"this machine: {self.bytes_rate / 1e9:.1f} GB/s, {rates}"
 
 
 def best_times(
@@ -147,12 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--kernel", choices=KERNELS, default="auto")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--memory-dtype", choices=DTYPES, default="float16")
+    parser.add_argument("--dtype", choices=WEIGHT_DTYPES, default="bfloat16")
+    parser.add_argument("--memory-dtype", choices=MEMORY_DTYPES, default="float16")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row (default: %(default)s)")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="none")
     options = parser.parse_args(arguments)
-    config, dtype, memory_dtype = PRESETS[options.preset], DTYPES[options.dtype], DTYPES[options.memory_dtype]
+    config, dtype, memory_dtype = (
+        PRESETS[options.preset],
+        WEIGHT_DTYPES[options.dtype],
+        MEMORY_DTYPES[options.memory_dtype],
+    )
     torch.manual_seed(0)
     path = choose_path(
         config,

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.kernels.bench import Machine, Work, main
+from model.kernels.bench import main
+from model.kernels.roofline import Machine, Work
 from model.mosaic_v1 import MemoryMosaic
 from model.presets import PRESETS
 
