@@ -8,7 +8,7 @@ from loadtests.results import Results
 from loadtests.rows import Row, rows
 
 _MACHINE_FIELDS = ("cpu_model", "num_usable_cores", "memory_gib")
-_WORKLOAD_FIELDS = ("prompt_tokens", "output_tokens", "shared_prefix_tokens", "num_texts")
+_WORKLOAD_FIELDS = ("prompt_tokens", "output_tokens", "shared_prefix_tokens", "num_prefixes", "num_texts")
 
 
 def compare(

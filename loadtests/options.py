@@ -141,6 +141,9 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--prompt-tokens", type=_whole(1), default=128, metavar="N")
     group.add_argument("--output-tokens", type=_whole(1), default=128, metavar="N")
     group.add_argument("--shared-prefix-tokens", type=_whole(0), default=0, metavar="N", help="of the prompt")
+    group.add_argument(
+        "--prefixes", type=_whole(1), default=1, metavar="N", help="that are shared, one drawn each time"
+    )
     group.add_argument("--prompts", type=Path, metavar="FILE", help="texts instead: a line each, or .jsonl")
     group.add_argument("--token-range", type=_token_range, default=(low, high), metavar="LOW:HIGH")
     group.add_argument("--seed", type=int, default=0, help="same seed, same prompts and arrivals")
@@ -190,6 +193,7 @@ def _workload(options: argparse.Namespace) -> Workload:
         prompt_tokens=options.prompt_tokens,
         output_tokens=options.output_tokens,
         shared_prefix_tokens=options.shared_prefix_tokens,
+        num_prefixes=options.prefixes,
         token_range=options.token_range,
         seed=options.seed,
         model=options.model,

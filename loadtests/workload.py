@@ -24,13 +24,15 @@ class Workload:
     """One kind of request, many instances. `prompt(i)` depends on (`seed`, `salt`, i) alone.
 
     `prompt_tokens` counts the whole prompt; its first `shared_prefix_tokens` are the same in every request with the
-    same seed and salt. With `texts`, prompts are those in turn and `prompt_tokens` is what the server says.
+    same seed and salt, or one of `num_prefixes`, drawn for each request. With `texts`, prompts are those in turn and
+    `prompt_tokens` is what the server says.
     """
 
     name: str = "standard"
     prompt_tokens: int = 128
     output_tokens: int = 128
     shared_prefix_tokens: int = 0
+    num_prefixes: int = 1
     token_range: tuple[int, int] = DEFAULT_TOKEN_RANGE
     seed: int = 0
     salt: str = ""
@@ -47,6 +49,7 @@ class Workload:
             0 <= self.shared_prefix_tokens < self.prompt_tokens,
             "a shared prefix is shorter than the prompt: the rest is what differs",
         )
+        _check(self.num_prefixes >= 1, "prefixes: at least 1")
         _check(0 <= low < high, "token range: LOW:HIGH with 0 <= LOW < HIGH")
 
     def prompt(self, index: int) -> list[int] | str:
@@ -54,7 +57,7 @@ class Workload:
         if self.texts:
             return self.texts[index % len(self.texts)]
         own = self._draw(str(index), self.prompt_tokens - self.shared_prefix_tokens)
-        return [*self._prefix, *own]
+        return [*self._prefix_of(index), *own]
 
     def body(self, index: int) -> bytes:
         """The JSON body of request number `index`. Greedy and streaming, with the usage at the end."""
@@ -75,9 +78,15 @@ class Workload:
         """What a results file keeps: everything but the texts themselves."""
         return {**asdict(replace(self, texts=())), "num_texts": len(self.texts)}
 
+    def _prefix_of(self, index: int) -> list[int]:
+        if self.num_prefixes == 1:
+            return self._prefixes[0]
+        return random.Random(f"{self.seed}:{self.salt}:prefix of {index}").choice(self._prefixes)
+
     @cached_property
-    def _prefix(self) -> list[int]:
-        return self._draw("prefix", self.shared_prefix_tokens)
+    def _prefixes(self) -> list[list[int]]:
+        names = ["prefix", *(f"prefix {n}" for n in range(1, self.num_prefixes))]
+        return [self._draw(name, self.shared_prefix_tokens) for name in names]
 
     def _draw(self, name: str, count: int) -> list[int]:
         low, high = self.token_range

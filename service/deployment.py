@@ -22,7 +22,7 @@ from service.logs import LogFormat, configure_logging
 from service.ray_client import RayEngineClient
 from service.ray_engine import ENGINE, EngineReplica, LoadEngine, load_engine
 from service.ray_peers import RayPeers
-from service.ray_router import LeastLoadedRouter
+from service.ray_router import EngineRouter
 from service.settings import ServeSettings
 from service.startup import gateway_tracer, served_model
 
@@ -76,7 +76,7 @@ def engine_application(
         graceful_shutdown_timeout_s=drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=1,
-        request_router_config={"request_router_class": LeastLoadedRouter},
+        request_router_config={"request_router_class": EngineRouter},
         logging_config=_logging(log_format),
     )(EngineReplica)
     return deployment.bind(config, load)

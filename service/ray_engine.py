@@ -16,6 +16,7 @@ from service.engine.inspection import Inspection
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 from service.mailbox import Mailbox
+from service.ray_router import CACHE_TOKENS
 from service.wire import Hello, Item, Pulse, StreamError, Verdict
 
 ENGINE = "Engine"
@@ -98,6 +99,7 @@ class EngineReplica:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._gateways: dict[str, _Gateway] = {}
         self._failure = ""
+        self._block_size = config.block_size if config.prefix_cache else 0
         self._engine = await asyncio.to_thread(load, config, self._name)
         self._engine.start()
         self._pulse_task = asyncio.create_task(self._beat())
@@ -114,11 +116,15 @@ class EngineReplica:
         """Without a request: the stream of that gateway. With one: generates it, into that stream.
 
         Where `system_fingerprint` is another than this engine's, the request is refused: what is known of its text
-        would not go on here as it has begun. `avoid` is for the router alone: see `LeastLoadedRouter`.
+        would not go on here as it has begun. `avoid` is for the router alone: see `EngineRouter`.
         """
         if request is None:
             return self._stream(gateway_id)
         return self._generate(gateway_id, request, system_fingerprint)
+
+    def record_routing_stats(self) -> dict[str, int]:
+        """For routers: how many tokens this engine's memory can hold for prompts to come."""
+        return {CACHE_TOKENS: self._engine.stats().num_blocks * self._block_size}
 
     async def stats(self) -> EngineStats:
         """Counters and gauges of this moment."""

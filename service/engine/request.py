@@ -82,8 +82,9 @@ class Request:
     cached memory only where `cache_salt` is the same. `timeout_s` seconds after it was handed over a request ends with
     `FinishReason.DEADLINE`, wherever it is: a span, not a time, because the clocks of gateway and engine need not
     agree. `key_id` names whose share of the engine it takes, and `weight` how large that is beside the others'.
-    `trace_context` is the W3C `traceparent` of the span it belongs to, empty where nobody traces. One that
-    `is_resumed` was accepted before by an engine that was lost: it is not refused for want of room.
+    Requests of one `session_id` had better go to one engine; it is empty where they belong to none. `trace_context` is
+    the W3C `traceparent` of the span it belongs to, empty where nobody traces. One that `is_resumed` was accepted
+    before by an engine that was lost: it is not refused for want of room.
     """
 
     request_id: str
@@ -97,6 +98,7 @@ class Request:
     trace_context: str = ""
     weight: int = 1
     is_resumed: bool = False
+    session_id: str = ""
 
     @property
     def max_num_tokens(self) -> int:

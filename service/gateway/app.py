@@ -86,7 +86,7 @@ def create_app(
             _Cors,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
-            allow_headers=("authorization", "content-type", "x-request-id"),
+            allow_headers=("authorization", "content-type", "x-request-id", "x-session-id"),
             expose_headers=_EXPOSED_HEADERS,
         )
     app.add_middleware(Observer, metrics=metrics, slow_request_s=settings.slow_request_s, tracer=tracer)

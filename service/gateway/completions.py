@@ -34,6 +34,7 @@ from service.gateway.rate_limit import Reservation
 from service.gateway.responses import json_response
 from service.gateway.run import CompletionRun, whole_choices
 from service.gateway.schema import CompletionRequest
+from service.gateway.session import session_of
 from service.gateway.streaming import ChunkEncoder
 from service.gateway.validation import parse_completion
 
@@ -63,8 +64,11 @@ async def create_completion(request: Request) -> Response:
         exchange.rename(body.get("request_id"))
         params = parse_completion(body)
         plan = await make_plan(params, gateway.served, gateway.settings, exchange.request_id, exchange.started_s)
-        if exchange.trace_context:
-            requests = tuple(replace(each, trace_context=exchange.trace_context) for each in plan.requests)
+        session_id = session_of(request.headers, params, gateway.settings.max_user_chars)
+        if exchange.trace_context or session_id:
+            requests = tuple(
+                replace(each, trace_context=exchange.trace_context, session_id=session_id) for each in plan.requests
+            )
             plan = replace(plan, requests=requests)
         plan, reservation = claim(plan, exchange.key, gateway.served.info, gateway.limiter)
         if plan.asked_grammar is not None:

@@ -110,7 +110,7 @@ class StreamOptions(StrictModel):
 
 
 class CompletionRequest(StrictModel):
-    """A prompt to continue. `user` is written to the access log and has no other effect."""
+    """A prompt to continue."""
 
     model: str | None = Field(None, description="One of the served names. Default: the first.")
     prompt: Annotated[Any, WithJsonSchema(_PROMPT)] = Field(
@@ -198,7 +198,7 @@ class CompletionRequest(StrictModel):
     guided_grammar: str | None = Field(None, description="As `structured_outputs.grammar`.")
     grammar: str | None = Field(None, description="As `structured_outputs.grammar`; empty asks for nothing.")
     json_schema: dict[str, Any] | None = Field(None, description="As `structured_outputs.json`.")
-    user: str | None = Field(None, description="A tag for the access log.")
+    user: str | None = Field(None, description="A tag for the access log; the session, where no header names one.")
     request_id: str | None = Field(
         None, pattern=REQUEST_ID, description="The `id` of the answer, in place of the X-Request-Id header's."
     )

@@ -247,3 +247,12 @@ def test_long_texts_are_encoded_off_the_loop_with_the_same_result(tokenizer: Tok
     ):
         complete(client, prompt=STORY)
     assert engine.requests[0].prompt_token_ids == tuple(tokenizer.encode(STORY))
+
+
+def test_a_session_is_the_headers_or_the_users(client: httpx.Client, engine: FakeEngine) -> None:
+    for headers, user, session in (({}, None, ""), ({}, "me", "me"), ({"X-Session-Id": "s-1"}, "me", "s-1")):
+        client.post("/v1/completions", json={"prompt": [1], "user": user, "n": 2}, headers=headers)
+        assert [request.session_id for request in engine.requests[-2:]] == [session] * 2
+    refused = client.post("/v1/completions", json={"prompt": [1]}, headers={"X-Session-Id": "s" * 257})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "X-Session-Id")
+    assert "at most 256 characters, got 257" in refused.json()["error"]["message"]

@@ -96,3 +96,13 @@ def test_files_without_prompts_are_refused(tmp_path: Path, content: str) -> None
     path.write_text(content, encoding="utf-8")
     with pytest.raises(WorkloadError, match=r"prompts\.jsonl"):
         read_texts(path)
+
+
+def test_several_prefixes_are_drawn_for_each_request_and_shared_as_one_is() -> None:
+    one = Workload(prompt_tokens=20, shared_prefix_tokens=10)
+    many = Workload(prompt_tokens=20, shared_prefix_tokens=10, num_prefixes=4)
+    prefixes = [tuple(many.prompt(n)[:10]) for n in range(100)]
+    assert len(set(prefixes)) == 4
+    assert tuple(one.prompt(0)[:10]) in prefixes
+    assert [tuple(many.prompt(n)[10:]) for n in range(3)] == [tuple(one.prompt(n)[10:]) for n in range(3)]
+    assert prefixes[:10] != [prefixes[n % 4] for n in range(10)], "in turn would suit a server that takes turns"

@@ -130,6 +130,32 @@ async def test_choices_of_one_prompt_go_to_one_replica(client: RayEngineClient) 
         assert sorted(s.num_generated_tokens - before[s.replica] for s in await client.stats()) == [0, 30]
 
 
+async def replicas_of(client: RayEngineClient, requests: list[Request]) -> list[int]:
+    """Tokens that each replica generates for these, which come one after the other."""
+    before = {s.replica: s.num_generated_tokens for s in await client.stats()}
+    for request in requests:
+        await collect(client, request)
+    return [s.num_generated_tokens - before[s.replica] for s in await client.stats()]
+
+
+async def test_requests_of_a_session_go_to_one_replica(client: RayEngineClient) -> None:
+    requests = [make_request(f"session-{n}", (n + 1, 7), 5, ignore_eos=True) for n in range(5)]
+    work = await replicas_of(client, [replace(request, session_id="one") for request in requests])
+    assert sorted(work) == [0, 25]
+
+
+async def test_prompts_that_begin_alike_go_to_one_replica_unless_it_has_too_much_to_do(
+    client: RayEngineClient,
+) -> None:
+    requests = [make_request(f"alike-{n}", (11,) * 64 + (n,), 5, ignore_eos=True) for n in range(6)]
+    assert sorted(await replicas_of(client, requests)) == [0, 30]
+    assert sum(s.num_hit_tokens for s in await client.stats()) > 0
+    before = {s.replica: s.num_generated_tokens for s in await client.stats()}
+    crowd = [make_request(f"crowd-alike-{n}", (11,) * 64 + (n,), 40, ignore_eos=True) for n in range(12)]
+    await asyncio.gather(*(collect(client, request) for request in crowd))
+    assert min(s.num_generated_tokens - before[s.replica] for s in await client.stats()) >= 4 * 40
+
+
 async def test_a_resumed_request_goes_on_where_it_was(client: RayEngineClient) -> None:
     whole = make_request("whole", max_tokens=30, ignore_eos=True)
     ids = await collect(client, whole)
