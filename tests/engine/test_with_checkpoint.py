@@ -22,8 +22,7 @@ from service.engine.engine import Engine
 from service.engine.loader import load_engine
 from service.engine.local_client import LocalEngineClient
 from service.engine.request import FinishReason, Request, RequestOutput, SamplingParams
-from service.engine.sampler import SamplingRow, sample
-from tests.engine.served import engine_over
+from tests.engine.served import engine_over, one_pass, run
 
 MAX_MODEL_LEN = 64
 CONFIG = MosaicConfig(
@@ -55,35 +54,9 @@ def model() -> MemoryMosaic:
     return MemoryMosaic(CONFIG).cast_weights(torch.float64).eval().requires_grad_(False)
 
 
-def one_pass(model: MemoryMosaic, request: Request) -> list[int]:
-    """The request's continuation by the parallel form alone: every token from a fresh pass over all before it."""
-    tokens, sampling, generated = list(request.prompt_token_ids), request.sampling, 0
-    while generated < sampling.max_tokens:
-        logits = model(torch.tensor([tokens]))[0, -1:, : CONFIG.num_sampled_tokens]
-        tokens += sample(logits, [SamplingRow(sampling, generated)])
-        generated += 1
-        if tokens[-1] == CONFIG.eos_token_id and not sampling.ignore_eos:
-            break
-    return tokens[len(request.prompt_token_ids) :]
-
-
 def make_engine(model: MemoryMosaic, *, num_blocks: int, block_size: int, max_num_seqs: int, budget: int) -> Engine:
     blocks = BlockManager(num_blocks, block_size, max_num_seqs)
     return engine_over(TorchKernel(model), CONFIG, blocks, budget, torch.float64, torch.float64)
-
-
-def run(engine: Engine, requests: list[Request], arrivals: list[int]) -> dict[str, list[int]]:
-    produced: dict[str, list[int]] = {request.request_id: [] for request in requests}
-    pending = sorted(zip(arrivals, requests, strict=True), key=lambda pair: pair[0])
-    step = 0
-    while pending or engine.has_work:
-        while pending and pending[0][0] <= step:
-            engine.add_request(pending.pop(0)[1])
-        for output in engine.step():
-            produced[output.request_id] += output.new_token_ids
-        engine.scheduler.check_integrity()
-        step += 1
-    return produced
 
 
 requests_strategy = st.lists(

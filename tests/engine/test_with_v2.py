@@ -25,9 +25,8 @@ from service.engine.engine import Engine
 from service.engine.loader import load_engine
 from service.engine.local_client import LocalEngineClient
 from service.engine.request import FinishReason, Request, SamplingParams
-from service.engine.sampler import SamplingRow, sample
 from service.engine.short_term import ShortTermBlocks
-from tests.engine.served import engine_over
+from tests.engine.served import engine_over, one_pass, run
 
 MAX_MODEL_LEN = 64
 CONFIG = MosaicV2Config(
@@ -50,15 +49,6 @@ def model() -> MemoryMosaicV2:
     torch.manual_seed(5)
     # float64 leaves no room for a near tie to fall the other way.
     return MemoryMosaicV2(CONFIG).cast_weights(torch.float64).eval().requires_grad_(False)
-
-
-def one_pass(model: MemoryMosaicV2, request: Request) -> list[int]:
-    """The request's continuation by the parallel form alone: every token from a fresh pass over all before it."""
-    tokens, sampling = list(request.prompt_token_ids), request.sampling
-    for generated in range(sampling.max_tokens):
-        logits = model(torch.tensor([tokens]))[0, -1:, : CONFIG.num_sampled_tokens]
-        tokens += sample(logits, [SamplingRow(sampling, generated)])
-    return tokens[len(request.prompt_token_ids) :]
 
 
 def manage_blocks(
@@ -92,20 +82,6 @@ def make_engine(
     engine.runner.cache.values.fill_(-1e3)  # type: ignore[attr-defined]
     engine.runner.cache.state.fill_(float("nan"))  # type: ignore[attr-defined]
     return engine
-
-
-def run(engine: Engine, requests: list[Request], arrivals: list[int]) -> dict[str, list[int]]:
-    produced: dict[str, list[int]] = {request.request_id: [] for request in requests}
-    pending = sorted(zip(arrivals, requests, strict=True), key=lambda pair: pair[0])
-    step = 0
-    while pending or engine.has_work:
-        while pending and pending[0][0] <= step:
-            engine.add_request(pending.pop(0)[1])
-        for output in engine.step():
-            produced[output.request_id] += output.new_token_ids
-        engine.scheduler.check_integrity()
-        step += 1
-    return produced
 
 
 def make_request(name: str, length: int, max_tokens: int, seed: int, temperature: float = 0.8) -> Request:

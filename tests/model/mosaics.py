@@ -112,6 +112,20 @@ def random_v2_model(config: MosaicV2Config, seed: int = 0, dtype: torch.dtype = 
     return model.cast_weights(dtype).eval()
 
 
+def draw_ids(vocab_size: int, *lengths: int, seed: int = 1) -> list[Tensor]:
+    """Texts of these lengths, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(vocab_size, (n,), generator=generator) for n in lengths]
+
+
+def random_sizes(total: int, seed: int) -> list[int]:
+    """Numbers of 1 or more that add up to `total`."""
+    rng, sizes = random.Random(seed), list[int]()
+    while sum(sizes) < total:
+        sizes.append(rng.randint(1, total - sum(sizes)))
+    return sizes
+
+
 def served(
     model: MosaicNetwork,
     sequences: Sequence[Tensor],

@@ -16,17 +16,12 @@ from model.kernels.choice import choose_path
 from model.kernels.cpu_kernel import CpuKernel
 from model.kernels.cpu_library import kernel_path
 from model.kernels.kernel import TorchKernel
-from tests.model.mosaics import assert_close, random_v2_model, served, small_v2_config, v2_configs
+from tests.model.mosaics import assert_close, draw_ids, random_v2_model, served, small_v2_config, v2_configs
 
 PATHS = [path for path in ("avx512bf16", "avx2", "generic") if kernel_path(path)]
 CONFIG = small_v2_config(
     vocab_size=101, n_embd=64, n_head=4, persistent_size=90, short_window=40, long_delay=11, max_train_delay=40
 )
-
-
-def draw_ids(config: MosaicV2Config, *lengths: int, seed: int = 1) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(config.vocab_size, (n,), generator=generator) for n in lengths]
 
 
 @settings(max_examples=15, deadline=None)
@@ -36,7 +31,7 @@ def test_equals_the_network(config: MosaicV2Config, seed: int, path: str, wildne
     for name, parameter in model.named_parameters():
         if "key.gate" in name:
             parameter.mul_(wildness)
-    sequences = draw_ids(config, 50, 3, 17, seed=seed)
+    sequences = draw_ids(config.vocab_size, 50, 3, 17, seed=seed)
     kernel = CpuKernel(model, num_threads=1, path=path)
     expected = copy.deepcopy(model).double()
     logits = served(model, sequences, seed, block_size=16, kernel=kernel)
@@ -49,7 +44,7 @@ def test_equals_the_network(config: MosaicV2Config, seed: int, path: str, wildne
 def test_bytes_depend_on_nothing_but_the_text(path: str, dtype: torch.dtype) -> None:
     model = random_v2_model(CONFIG, dtype=dtype).requires_grad_(False)
     kernel = CpuKernel(model, num_threads=2, path=path)
-    sequences = draw_ids(CONFIG, 150, 97, 30, 1, 64)
+    sequences = draw_ids(CONFIG.vocab_size, 150, 97, 30, 1, 64)
 
     def answers(seed: int, *chunks: int) -> list[Tensor]:
         return served(
@@ -70,7 +65,7 @@ def test_quantised_it_agrees_with_the_plain_form_of_that(path: str) -> None:
     model = random_v2_model(CONFIG, dtype=torch.float32).requires_grad_(False)
     kernel = CpuKernel(model, num_threads=1, path=f"{path}-int8")
     plain = TorchKernel(copy.deepcopy(model), is_quantised=True)
-    sequences = draw_ids(CONFIG, 80, 33)
+    sequences = draw_ids(CONFIG.vocab_size, 80, 33)
     expected = served(model, sequences, 0, block_size=16, kernel=plain)
     alone = served(model, sequences, 0, block_size=16, kernel=kernel)
     chunks = served(model, sequences, 1, block_size=16, max_chunk=80, chunk=lambda _: 80, kernel=kernel)
@@ -85,7 +80,7 @@ def test_a_fork_from_a_snapshot_has_the_bytes_of_the_whole(path: str) -> None:
     model = random_v2_model(CONFIG, dtype=torch.float32).requires_grad_(False)
     kernel = CpuKernel(model, num_threads=2, path=path)
     time, each = 90, 6
-    tokens = draw_ids(CONFIG, time)[0]
+    tokens = draw_ids(CONFIG.vocab_size, time)[0]
     cache = MemoryCache(CONFIG, num_blocks=4 * each, block_size=16, num_slots=time + 2, keys_by_dimension=True)
     tables = torch.arange(4 * each).view(4, 1, each)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 
 import pytest
 import torch
@@ -19,13 +18,17 @@ from model.cached_past import CachedStep
 from model.config import MosaicConfig
 from model.mosaic_v1 import MemoryMosaic
 from model.past import Average
-from tests.model.mosaics import assert_close, batch_of, configs, random_model, served, small_config
+from tests.model.mosaics import (
+    assert_close,
+    batch_of,
+    configs,
+    draw_ids,
+    random_model,
+    random_sizes,
+    served,
+    small_config,
+)
 from tests.model.naive import naive_logits
-
-
-def draw_ids(vocab_size: int, *lengths: int, seed: int = 1) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(vocab_size, (n,), generator=generator) for n in lengths]
 
 
 def float64_memory(config: MosaicConfig) -> SimpleMemory:
@@ -157,10 +160,7 @@ def test_averages_do_not_depend_on_how_a_text_is_cut() -> None:
 
     whole = averages([23])
     for seed in range(5):
-        rng, sizes = random.Random(seed), []
-        while sum(sizes) < 23:
-            sizes.append(rng.randint(1, 23 - sum(sizes)))
-        assert torch.equal(averages(sizes), whole)
+        assert torch.equal(averages(random_sizes(23, seed)), whole)
 
 
 def test_misshapen_token_ids_are_refused() -> None:

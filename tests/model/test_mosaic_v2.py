@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 
 import pytest
 import torch
@@ -20,13 +19,16 @@ from model.gated_average import gated_average, gated_step
 from model.mosaic_v2 import MemoryMosaicV2
 from model.past_v2 import Memory, ParallelPastV2
 from model.presets import V2_PRESETS
-from tests.model.mosaics import assert_close, random_v2_model, served, small_v2_config, v2_configs
+from tests.model.mosaics import (
+    assert_close,
+    draw_ids,
+    random_sizes,
+    random_v2_model,
+    served,
+    small_v2_config,
+    v2_configs,
+)
 from tests.model.naive_v2 import naive_v2_logits
-
-
-def draw_ids(vocab_size: int, *lengths: int, seed: int = 1) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(vocab_size, (n,), generator=generator) for n in lengths]
 
 
 @settings(max_examples=30, deadline=None)
@@ -213,10 +215,7 @@ def test_averages_do_not_depend_on_how_a_text_is_cut() -> None:
 
     whole = sums([23])
     for seed in range(5):
-        rng, sizes = random.Random(seed), list[int]()
-        while sum(sizes) < 23:
-            sizes.append(rng.randint(1, 23 - sum(sizes)))
-        assert torch.equal(sums(sizes), whole)
+        assert torch.equal(sums(random_sizes(23, seed)), whole)
 
 
 def test_published_sizes() -> None:
