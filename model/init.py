@@ -19,12 +19,11 @@ from rich.console import Console
 from model.checkpoint import save_model
 from model.config import MosaicConfig, NetworkConfig
 from model.factory import build_network
-from model.presets import PRESETS, V2_PRESETS
+from model.presets import SHAPES
 from model.staging import check_free, complete_or_absent
 from model.syllables import NUM_UNPRINTED, syllable_tokenizer_json
 from model.tokenizer import TOKENIZER_FILE
 
-SHAPES: Mapping[str, NetworkConfig] = {**PRESETS, **V2_PRESETS}
 SIZES = (
     "vocab_size", "n_layer", "n_head", "n_embd", "pmem_size", "pmem_count", "block_size", "persistent_size",
     "short_window", "long_delay", "max_train_delay",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from model.config import MosaicConfig, MosaicV2Config
+from model.config import MosaicConfig, MosaicV2Config, NetworkConfig
 
 
 def mosaic_of(
@@ -68,3 +68,6 @@ V2_PRESETS: Mapping[str, MosaicV2Config] = MappingProxyType(
 )  # fmt: skip
 """Of the second version; `v2-small` has 10.0M parameters. The two largest are the paper's: 1.5 billion parameters
 without embedding and head, 9.9 billion with them."""
+
+SHAPES: Mapping[str, NetworkConfig] = MappingProxyType({**PRESETS, **V2_PRESETS})
+"""Of every version."""

@@ -1,6 +1,6 @@
 """How fast a kernel runs steps of a random network, and how near that comes to what the machine allows.
 
-    python -m model.kernels.bench [--preset small|gpt2s] [--kernel NAME] [--threads N] [--quantization int8]
+    python -m model.kernels.bench [--preset small|gpt2s|v2-small] [--kernel NAME] [--threads N] [--quantization int8]
 
 Times are the best of several: what the machine can do when nothing else disturbs it. The bound of a step is the longer
 of moving its bytes at the rate at which memory is read here, and of its operations at the rates of products here.
@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from model.cache import MemoryBatch, MemoryCache
-from model.config import MosaicConfig
+from model.config import MosaicV2Config, NetworkConfig
+from model.factory import build_network
 from model.kernels.choice import KERNELS, QUANTIZATIONS, choose_path, make_kernel
 from model.kernels.kernel import QUANTISED, Kernel
 from model.kernels.roofline import BLOCK_SIZE, MEMORY_DTYPES, WEIGHT_DTYPES, Machine, Work
-from model.mosaic_v1 import MemoryMosaic
-from model.presets import PRESETS
+from model.presets import SHAPES
 
 CONTEXT = 192
 
@@ -36,16 +36,18 @@ WORKS = (
 
 
 def best_times(
-    kernel: Kernel, config: MosaicConfig, work: Work, memory_dtype: torch.dtype, seconds: float
+    kernel: Kernel, config: NetworkConfig, work: Work, memory_dtype: torch.dtype, seconds: float
 ) -> tuple[float, float]:
     """Shortest of as many runs as fit into `seconds`: without and with snapshots, in turn.
 
     Snapshots are taken as a prefix cache does, at every block's end; of a single new token always.
     """
     each = -(-(work.context + work.new) // BLOCK_SIZE)
+    has_short = isinstance(config, MosaicV2Config)
+    tables = torch.arange((1 + has_short) * each * work.sequences).view(1 + has_short, work.sequences, each)
     cache = MemoryCache(
         config,
-        num_blocks=each * work.sequences,
+        num_blocks=tables.numel(),
         block_size=BLOCK_SIZE,
         num_slots=work.sequences + work.num_tokens,
         memory_dtype=memory_dtype,
@@ -56,9 +58,10 @@ def best_times(
     batch = MemoryBatch(
         cache,
         torch.arange(work.sequences),
-        torch.arange(each * work.sequences).view(work.sequences, each),
+        tables[0],
         (work.context,) * work.sequences,
         (work.new,) * work.sequences,
+        short_tables=tables[1] if has_short else None,
     )
     tokens = torch.arange(work.num_tokens)
     is_kept = (tokens % work.new % BLOCK_SIZE == 0) & (tokens % work.new > 0) | (work.new == 1)
@@ -76,7 +79,7 @@ def best_times(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m model.kernels.bench", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--preset", choices=SHAPES, default="small")
     parser.add_argument("--kernel", choices=KERNELS, default="auto")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dtype", choices=WEIGHT_DTYPES, default="bfloat16")
@@ -85,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="none")
     options = parser.parse_args(arguments)
     config, dtype, memory_dtype = (
-        PRESETS[options.preset],
+        SHAPES[options.preset],
         WEIGHT_DTYPES[options.dtype],
         MEMORY_DTYPES[options.memory_dtype],
     )
@@ -99,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         quantization=options.quantization,
     )
     torch.set_num_threads(options.threads if path.startswith("torch") else 1)
-    model = MemoryMosaic(config).eval().requires_grad_(False).cast_weights(dtype)
+    model = build_network(config).eval().requires_grad_(False).cast_weights(dtype)
     kernel = make_kernel(model, path, num_threads=options.threads)
     machine = Machine.measured(path, dtype, options.threads)
     weight_bytes = 1 if path.endswith(QUANTISED) else dtype.itemsize

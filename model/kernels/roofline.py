@@ -18,10 +18,11 @@ from typing import Self
 
 import torch
 
-from model.config import MosaicConfig, NetworkConfig
+from model.config import MosaicConfig, MosaicV2Config, NetworkConfig
 from model.kernels.choice import QUANTIZATIONS, choose_path
 from model.kernels.cpu_library import BFLOAT16, FLOAT32, INT8, kernel_path, library
 from model.kernels.kernel import QUANTISED, split_path
+from model.past_v2 import Memory, num_visible
 from model.presets import PRESETS
 
 WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -44,9 +45,9 @@ class StepCosts:
     pair_operations: float
 
     @classmethod
-    def of(cls, c: MosaicConfig, *, weight: int = 2, pair: int = 2) -> Self:
+    def of(cls, c: NetworkConfig, *, weight: int = 2, pair: int = 2) -> Self:
         """`weight` and `pair` are bytes per number."""
-        per_token = c.n_layer * (5 * c.n_embd**2 + 2 * c.n_embd * c.pmem_size * c.pmem_count)
+        per_token = c.n_layer * _layer_weights(c)
         per_output, per_pair = c.vocab_size * c.n_embd, 2 * c.n_embd * c.n_layer
         return cls(
             weights_bytes=float((per_token + per_output) * weight),
@@ -70,23 +71,49 @@ class Work:
     def num_tokens(self) -> int:
         return self.sequences * self.new
 
-    def num_pairs(self) -> int:
-        """Pairs read by all tokens together."""
-        return self.sequences * sum(range(self.context, self.context + self.new))
+    def num_reads(self, config: NetworkConfig) -> int:
+        """Pairs of a layer read by all tokens together, each as often as it is read."""
+        ends = range(self.context, self.context + self.new)
+        return self.sequences * sum(_num_visible(config, position) for position in ends)
 
-    def products(self, config: MosaicConfig) -> float:
+    def num_pairs(self, config: NetworkConfig) -> int:
+        """Different pairs of a layer that are read."""
+        last = self.context + self.new - 1
+        visible = _num_visible(config, last)
+        if isinstance(config, MosaicV2Config):  # a window that moves on leaves pairs behind which were read too
+            window = config.short_window - 1
+            visible += max(last - window, 0) - max(self.context - window, 0)
+        return self.sequences * visible
+
+    def products(self, config: NetworkConfig) -> float:
         """Operations with weights."""
         costs = StepCosts.of(config)
         return self.num_tokens * costs.token_operations + self.sequences * costs.output_operations
 
-    def reads(self, config: MosaicConfig) -> float:
+    def reads(self, config: NetworkConfig) -> float:
         """Operations with pairs."""
-        return StepCosts.of(config).pair_operations * self.num_pairs()
+        return StepCosts.of(config).pair_operations * self.num_reads(config)
 
-    def bytes_moved(self, config: MosaicConfig, weight: int, pair: int) -> float:
+    def bytes_moved(self, config: NetworkConfig, weight: int, pair: int) -> float:
         """Weights once, and every sequence's pairs once; `weight` and `pair` are bytes per number."""
         costs = StepCosts.of(config, weight=weight, pair=pair)
-        return costs.weights_bytes + self.sequences * (self.context + self.new - 1) * costs.pair_bytes
+        return costs.weights_bytes + self.num_pairs(config) * costs.pair_bytes
+
+
+def _layer_weights(c: NetworkConfig) -> int:
+    """Numbers of a layer that each token is multiplied with."""
+    if isinstance(c, MosaicV2Config):
+        return 6 * c.n_embd**2 + 4 * c.n_embd * c.n_head + 3 * c.n_embd * c.persistent_size
+    assert isinstance(c, MosaicConfig)
+    return 5 * c.n_embd**2 + 2 * c.n_embd * c.pmem_size * c.pmem_count
+
+
+def _num_visible(c: NetworkConfig, position: int) -> int:
+    """Pairs of a layer that the token at this position reads, of the second version in both memories."""
+    if not isinstance(c, MosaicV2Config):
+        return position
+    at = torch.tensor(position)
+    return sum(int(num_visible(at, memory, window=c.short_window, delay=c.long_delay)) for memory in Memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +138,7 @@ class Machine:
             lib.mosaic_product_rate(encoded, FLOAT32, num_threads),
         )
 
-    def bound_s(self, work: Work, config: MosaicConfig, num_bytes: float) -> float:
+    def bound_s(self, work: Work, config: NetworkConfig, num_bytes: float) -> float:
         """The least time that `work` can take."""
         computing = work.products(config) / self.product_rate + work.reads(config) / self.read_rate
         return max(num_bytes / self.bytes_rate, computing)
