@@ -23,6 +23,7 @@ from service.engine.inspection import Inspection
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 from service.flight import EngineLostError, Flight
+from service.ray_broadcast import ask_all
 from service.ray_engine import PULSE_PERIOD_S, EngineReplica
 from service.wire import Hello, Item, Pulse, StepMessage, StreamError, Verdict, unpack
 
@@ -34,6 +35,8 @@ TEND_PERIOD_S = 2.0
 # A replica whose stream has been silent for this many seconds counts as unhealthy; it speaks every second.
 SILENCE_TIMEOUT_S = 6.0
 _LAST_OUTPUT_TIMEOUT_S = 5.0
+_PULSE_TIMEOUT_S = PULSE_PERIOD_S + 0.25
+_PULSE_POLL_S = 0.02
 # Of one request: a refusal by each of a few replicas, and streams to be opened first.
 _MAX_ATTEMPTS = 10
 _LOST = "the engine replica working on this request was lost"
@@ -53,7 +56,13 @@ class _Link:
     info: EngineInfo
     stream: _Call
     pulse: Pulse
+    pulse_at_s: float = field(default_factory=time.monotonic)
     heard_at_s: float = field(default_factory=time.monotonic)
+
+    def hear(self, message: StepMessage) -> None:
+        self.heard_at_s = time.monotonic()
+        if message.pulse is not None:
+            self.pulse, self.pulse_at_s = message.pulse, self.heard_at_s
 
     @property
     def health(self) -> EngineHealth:
@@ -169,18 +178,25 @@ class RayEngineClient:
         return min(healths, key=lambda health: (not health.is_healthy, health.seconds_since_progress))
 
     async def stats(self, *, max_age_s: float = 0.0) -> Sequence[EngineStats]:
-        """See `EngineClient.stats`. A replica that does not answer within a second counts with what it said last."""
-        told = {link.replica: link.pulse.stats for link in self._links.values()}
+        """See `EngineClient.stats`. A replica that takes no more requests is not asked: its next pulse counts.
+
+        One that is silent is left out: what it said before would take back what another gateway has told since.
+        """
         if max_age_s >= PULSE_PERIOD_S:
-            return list(told.values())
+            return [link.pulse.stats for link in self._links.values()]
+        asked_at_s, told = time.monotonic(), dict[str, EngineStats]()
         with contextlib.suppress(Exception):
-            told |= await self._ask_stats()
-        return list(told.values())
+            told, _ = await self._ask_stats()
+        others = [link for link in self._links.values() if link.replica not in told]
+        while any(link.pulse_at_s < asked_at_s for link in others if link.replica in self._links):
+            if time.monotonic() > asked_at_s + _PULSE_TIMEOUT_S:
+                break
+            await asyncio.sleep(_PULSE_POLL_S)
+        return [*told.values(), *(link.pulse.stats for link in others if link.pulse_at_s >= asked_at_s)]
 
     async def inspect(self, seconds: float = 0.0) -> Sequence[Inspection]:
-        """See `EngineClient.inspect`. Raises where a replica does not answer within a second."""
-        answers: list[Inspection] = await self._handle.broadcast("inspect", seconds).results_async(timeout_s=1.0)
-        return answers
+        """See `EngineClient.inspect`. A replica that does not answer within a second is left out."""
+        return (await ask_all(self._handle, "inspect", seconds)).told
 
     async def close(self) -> None:
         """Ends every stream, and with it, on the replicas, every request of this gateway."""
@@ -364,8 +380,7 @@ class RayEngineClient:
         try:
             async for message in link.stream:
                 assert isinstance(message, StepMessage)
-                link.heard_at_s = time.monotonic()
-                link.pulse = message.pulse or link.pulse
+                link.hear(message)
                 for line in message.log:
                     fields = {"replica": link.replica, "message": line}
                     logger.warning("engine replica %s: %s", link.replica, line, extra={"fields": fields})
@@ -396,24 +411,26 @@ class RayEngineClient:
 
     async def _look_around(self) -> None:
         try:
-            replicas = set(await self._ask_stats())
+            told, num_silent = await self._ask_stats()
         except DeploymentUnavailableError:
-            replicas = set()
+            told, num_silent = {}, 0
         except Exception as error:
             logger.debug("cannot list the engine replicas: %s", _first_line(error))
             return
+        replicas = set(told)
         # A replica that takes no more requests waits for its last stream to be closed in order to go.
         busy = {flight.replica for flight in self._flights.values()}
-        for replica in self._links.keys() - replicas - busy:
-            self._drop(self._links[replica])
+        if not num_silent:
+            for replica in self._links.keys() - replicas - busy:
+                self._drop(self._links[replica])
         for _ in replicas - self._links.keys():
             with contextlib.suppress(EngineError):
                 await self._open_link()
 
-    async def _ask_stats(self) -> dict[str, EngineStats]:
-        """The statistics of every replica that takes requests. Raises unless all of them answer within a second."""
-        answers: list[EngineStats] = await self._handle.broadcast("stats").results_async(timeout_s=1.0)
-        return {stats.replica: stats for stats in answers}
+    async def _ask_stats(self) -> tuple[dict[str, EngineStats], int]:
+        """What the replicas that take requests say of themselves within a second, and how many of them do not."""
+        answers = await ask_all(self._handle, "stats")
+        return {stats.replica: stats for stats in answers.told}, answers.num_silent
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -25,9 +25,7 @@ async def data(request: Request) -> Response:
     """The samples numbered above `?after=`, and every replica as it is now."""
     after = int(number_in_query(request, "after", 0, low=0, high=2**53))
     gateway = gateway_of(request)
-    surveyor = gateway.surveyor
-    # The replicas' word of a second ago will do, as the page is drawn every other second; its map is of this moment.
-    found, inspections = await asyncio.gather(surveyor.survey(max_age_s=PERIOD_S), surveyor.inspect())
+    found, inspections = await asyncio.gather(gateway.surveyor.survey(), gateway.surveyor.inspect())
     tiles = {inspection.replica: tiles_of(inspection.blocks) for inspection in inspections}
     replicas = [row | {"tiles": tiles.get(str(row["name"]), "")} for row in replica_rows(found.replicas or ())]
     served = gateway.served
