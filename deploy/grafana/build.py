@@ -1,8 +1,4 @@
-"""Writes the Grafana dashboards in `dashboards/`: `python deploy/grafana/build.py`.
-
-A gateway tells of every engine replica, and several gateways may be scraped: so every query first takes one of what
-several targets tell of the same thing (`max without (instance)`) and only then sums.
-"""
+"""Writes the Grafana dashboards in `dashboards/`: `python -m deploy.grafana.build`."""
 
 from __future__ import annotations
 
@@ -10,101 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deploy.grafana.panels import STACKED, heatmap, mean, now, panel, percentiles, quantile, rate, share, stat
+
 HERE = Path(__file__).resolve().parent
-DATASOURCE = {"type": "prometheus", "uid": "prometheus"}
 WIDTH = 24
-
-Query = tuple[str, str]
-"""An expression and the legend of its series."""
-
-
-def rate(metric: str, *by: str) -> str:
-    """What a counter grows by a second, summed but for the labels `by`."""
-    return _sum(f"rate(mosaic_{metric}[$__rate_interval])", by)
-
-
-def now(metric: str, *by: str) -> str:
-    """A gauge, summed but for the labels `by`."""
-    return _sum(f"mosaic_{metric}", by)
-
-
-def quantile(q: float, histogram: str, *by: str) -> str:
-    """A percentile of what was observed lately."""
-    return f"histogram_quantile({q}, {rate(f'{histogram}_bucket', 'le', *by)})"
-
-
-def mean(histogram: str, *by: str) -> str:
-    """The mean of what was observed lately; 0 where nothing was."""
-    return share(rate(f"{histogram}_sum", *by), rate(f"{histogram}_count", *by))
-
-
-def share(part: str, whole: str) -> str:
-    """A ratio that is 0 where nothing happened."""
-    return f"{part} / clamp_min({whole}, 1e-9)"
-
-
-def _sum(expression: str, by: tuple[str, ...]) -> str:
-    grouping = f"sum by ({', '.join(by)})" if by else "sum"
-    return f"{grouping} (max without (instance) ({expression}))"
-
-
-def percentiles(histogram: str) -> list[Query]:
-    return [(quantile(q, histogram), f"p{q * 100:g}") for q in (0.5, 0.9, 0.99)]
-
-
-def panel(
-    title: str,
-    queries: list[Query],
-    unit: str,
-    description: str,
-    *,
-    kind: str = "timeseries",
-    width: int = 8,
-    height: int = 8,
-    **custom: Any,
-) -> dict[str, Any]:
-    """A panel without a place. `custom` are Grafana's own field options."""
-    targets = [
-        {"datasource": DATASOURCE, "expr": expr, "legendFormat": legend, "refId": chr(ord("A") + index)}
-        | ({"format": "heatmap"} if kind == "heatmap" else {"instant": True} if kind in ("stat", "table") else {})
-        for index, (expr, legend) in enumerate(queries)
-    ]
-    defaults: dict[str, Any] = {"unit": unit, "min": 0, "custom": custom}
-    if kind == "stat":
-        steps = custom.pop("steps", [(None, "green")])
-        defaults["thresholds"] = {"mode": "absolute", "steps": [{"value": v, "color": c} for v, c in steps]}
-    return {
-        "title": title,
-        "description": description,
-        "type": kind,
-        "datasource": DATASOURCE,
-        "targets": targets,
-        "fieldConfig": {"defaults": defaults, "overrides": []},
-        "options": _options(kind),
-        "gridPos": {"w": width, "h": height},
-    }
-
-
-def _options(kind: str) -> dict[str, Any]:
-    if kind == "stat":
-        return {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "value", "graphMode": "area"}
-    if kind == "heatmap":
-        return {"calculate": False, "yAxis": {"unit": "short"}, "color": {"scheme": "Blues", "mode": "scheme"}}
-    return {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi", "sort": "desc"}}
-
-
-def stat(title: str, expr: str, unit: str, description: str, *steps: tuple[float | None, str]) -> dict[str, Any]:
-    """One number; `steps` are its thresholds and their colours."""
-    return panel(
-        title, [(expr, "")], unit, description, kind="stat", width=4, height=4, steps=list(steps) or [(None, "green")]
-    )
-
-
-def heatmap(title: str, histogram: str, unit: str, description: str) -> dict[str, Any]:
-    return panel(title, [(rate(f"{histogram}_bucket", "le"), "{{le}}")], unit, description, kind="heatmap", width=12)
-
-
-STACKED = {"stacking": {"mode": "normal"}, "fillOpacity": 40}
 
 
 def overview() -> list[dict[str, Any]]:
@@ -223,6 +128,16 @@ def engine() -> list[dict[str, Any]]:
              (rate("prefix_cache_evictions_total"), "cached blocks evicted")],
             "ops", "Requests that lost their memory to another, and got it back. Many of them: too little memory.",
         ),
+        panel(
+            "What the prefix cache holds",
+            [(now("prefix_cache_blocks"), "blocks"), (now("prefix_cache_snapshots"), "states"),
+             (now("swapped_blocks"), "blocks swapped out")],
+            "short", "Blocks that can be found, the states to go on from, and blocks that wait outside.", width=12,
+        ),
+        panel(
+            "Swapped", [(rate("swapped_out_blocks_total"), "out"), (rate("swapped_in_blocks_total"), "back in")],
+            "ops", "Blocks a second that leave the memory cache for the second pool, and return.", width=12,
+        ),
     ]  # fmt: skip
 
 
@@ -251,9 +166,11 @@ def replicas() -> list[dict[str, Any]]:
         panel("Start-up", [("max by (replica, phase) (mosaic_engine_start_up_seconds)", "{{replica}} {{phase}}")], "s",
               "What loading took, by phase."),
         panel("Gateways", [(rate("generation_tokens_total", "gateway"), "{{gateway}}")], "short",
-              "Tokens a second through each gateway.", width=12),
+              "Tokens a second through each gateway."),
+        panel("Continued elsewhere", [(rate("request_resumptions_total", "gateway"), "{{gateway}}")], "ops",
+              "Requests that went on at another replica because theirs was lost, by gateway."),
         panel("Aborted", [(rate("engine_aborted_total", "replica"), "{{replica}}")], "ops",
-              "Requests that their clients gave up, by replica.", width=12),
+              "Requests that their clients gave up, by replica."),
     ]  # fmt: skip
 
 
