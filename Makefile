@@ -2,6 +2,8 @@
 # make test     set up .venv for development and run the tests
 # make lint     the same checks of form and types as CI
 # make soak     serve, put mixed load on it for half an hour (MINUTES=...), and tell whether anything was left behind
+# make bench    Tessera alone at two shapes: every cell beside its roofline, some 15 minutes; results in runs/bench
+# make bench-peers   install vLLM and llama.cpp (an hour, once) and measure all in turns, some 20 minutes; runs/bench-peers
 # make clean    remove .venv and everything built
 #
 # ARGS="..." is handed on: make serve ARGS="--local --port 8080", make test ARGS="tests/engine -x".
@@ -17,7 +19,7 @@ BIN := $(VENV)/bin
 # What an editable installation does not pick up by itself.
 INSTALLED := pyproject.toml constraints.txt setup.py $(wildcard model/kernels/cpu/*)
 
-.PHONY: serve test lint soak clean
+.PHONY: serve test lint soak bench bench-peers clean
 
 serve: $(VENV)/installed
 	@exec $(BIN)/tessera serve $(ARGS)
@@ -32,6 +34,12 @@ lint: $(VENV)/installed-dev
 
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m loadtests soak --minutes $(MINUTES) --out runs/soak --overwrite $(ARGS)
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m loadtests.suite cells --out runs/bench --overwrite --duration 8 --max-seconds 1200 $(ARGS)
+
+bench-peers: $(VENV)/installed-dev
+	$(BIN)/python -m loadtests.peers bench --out runs/bench-peers --overwrite --duration 8 --max-seconds 2400 $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

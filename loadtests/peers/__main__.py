@@ -1,0 +1,7 @@
+"""`python -m loadtests.peers`."""
+
+import sys
+
+from loadtests.peers.cli import main
+
+sys.exit(main())
