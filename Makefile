@@ -1,6 +1,7 @@
 # make serve    set up .venv and serve the shipped model on http://127.0.0.1:8000
 # make test     set up .venv for development and run the tests
-# make lint     the same checks of form and types as CI
+# make lint     the same checks of form, types and dependencies as CI
+# make audit    ask a service on the network whether a pinned version has a known vulnerability
 # make soak     serve, put mixed load on it for half an hour (MINUTES=...), and tell whether anything was left behind
 # make bench    Tessera alone at two shapes: every cell beside its roofline, some 15 minutes; results in runs/bench
 # make bench-peers   install vLLM and llama.cpp (an hour, once) and measure all in turns, some 20 minutes; runs/bench-peers
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 # What an editable installation does not pick up by itself.
 INSTALLED := pyproject.toml constraints.txt setup.py $(wildcard model/kernels/cpu/*)
 
-.PHONY: serve test lint soak bench bench-peers clean
+.PHONY: serve test lint audit soak bench bench-peers clean
 
 serve: $(VENV)/installed
 	@exec $(BIN)/tessera serve $(ARGS)
@@ -31,6 +32,14 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pip check --disable-pip-version-check
+	$(BIN)/python .ci/audit.py
+
+# In an environment of its own, so that what is audited is not what audits. A package the service does not know is a failure.
+audit:
+	@test -x $(VENV)-audit/bin/pip-audit || { python3 -m venv $(VENV)-audit && \
+		$(VENV)-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --disable-pip --no-deps --strict --timeout 15 $(ARGS)
 
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m loadtests soak --minutes $(MINUTES) --out runs/soak --overwrite $(ARGS)
@@ -42,7 +51,7 @@ bench-peers: $(VENV)/installed-dev
 	$(BIN)/python -m loadtests.peers bench --out runs/bench-peers --overwrite --duration 8 --max-seconds 2400 $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f model/kernels/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -98,6 +98,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         body = orjson.dumps(error.body())
         head = (
             f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
+            f"x-content-type-options: nosniff\r\ncache-control: no-store\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterable
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,9 +49,7 @@ class Observer:
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                extra = {"x-request-id": exchange.request_id, "x-content-type-options": "nosniff", **exchange.headers}
-                encoded = [(name.encode(), value.encode()) for name, value in extra.items()]
-                message["headers"] = [*message.get("headers", ()), *encoded]
+                message["headers"] = _with_ours(message.get("headers", ()), exchange)
             await send(message)
 
         try:
@@ -79,6 +78,15 @@ class Observer:
         if exchange.elapsed_s >= self._slow_request_s:
             fields = _fields(scope, exchange, status)
             slow_logger.warning("slow: %s", _line(fields), extra={"fields": fields | {"route": route}})
+
+
+def _with_ours(headers: Iterable[tuple[bytes, bytes]], exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    """`headers` with those that every answer has. What says nothing of caches is for the one who asked alone."""
+    headers = list(headers)
+    extra = {"x-request-id": exchange.request_id, "x-content-type-options": "nosniff", **exchange.headers}
+    if not any(name.lower() == b"cache-control" for name, _ in headers):
+        extra["cache-control"] = "no-store"
+    return [*headers, *((name.encode(), value.encode()) for name, value in extra.items())]
 
 
 def _fields(scope: Scope, exchange: Exchange, status: int) -> dict[str, object]:

@@ -89,6 +89,39 @@ def assert_refused(status: int, body: bytes, expected: int) -> None:
     assert len(error["message"]) < 500
 
 
+ANSWERS = {
+    "a page": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+    "a file": (b"GET /static/playground.js HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+    "a probe": (b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+    "metrics": (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+    "data": (b"GET /dashboard/data HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+    "a completion": (post(json.dumps(GOOD).encode()), 200),
+    "a stream": (post(json.dumps(GOOD | {"stream": True}).encode()), 200),
+    "nothing there": (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "a bad body": (post(b"{"), 400),
+    "not HTTP": (b"\x16\x03\x01\x02\x00\r\n\r\n", 400),
+    "a long head": (b"GET / HTTP/1.1\r\nX: " + b"x" * 1_000_000, 431),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_every_answer_says_how_to_take_it_and_nothing_of_what_gave_it(server: ServerProcess, name: str) -> None:
+    sent, expected = ANSWERS[name]
+    status, head, _ = exchange(server, sent)
+    headers = httpx.Headers([line.split(b": ", 1) for line in head.split(b"\r\n")[1:]])
+    assert status == expected
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] in ("no-store", "no-cache")
+    assert headers["content-type"]
+    assert not {"server", "x-powered-by", "via", "set-cookie", "access-control-allow-origin"} & headers.keys()
+    assert not re.search(rb"uvicorn|python|starlette|fastapi", head, re.IGNORECASE)
+    if name in ("a page", "a file"):
+        assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-opener-policy"] == headers["cross-origin-resource-policy"] == "same-origin"
+        assert "camera=()" in headers["permissions-policy"]
+
+
 NESTED = b'{"prompt":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 BODIES = {
     "nothing": (b"", 400),

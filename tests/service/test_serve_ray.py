@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -124,15 +125,59 @@ def test_a_client_that_goes_away_frees_the_replica(server: ServerProcess) -> Non
 
 
 def test_nothing_of_it_can_be_reached_from_elsewhere(server: ServerProcess, processes: dict[int, str]) -> None:
-    open_to_all = [listener for listener in listeners(processes) if not listener.is_loopback]
+    found = listeners(processes)
+    open_to_all = [listener for listener in found if not listener.is_loopback]
     # Serve opens one port of each replica to the network, whatever it is told; it asks for the token.
     assert all("ServeReplica" in listener.process for listener in open_to_all)
     for listener in open_to_all:
-        with grpc.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
-            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
-            with pytest.raises(grpc.RpcError) as refused:
-                call(b"", timeout=10)
-        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert answer_of(listener.port, "/ray.serve.ASGIService/HandleRequest") is grpc.StatusCode.UNAUTHENTICATED
+    assert server.port in [listener.port for listener in found if listener.is_loopback]
+
+
+def answer_of(port: int, method: str, token: str | None = None) -> grpc.StatusCode:
+    """What one of Ray's processes says to a call without arguments."""
+    metadata = [] if token is None else [("authorization", f"Bearer {token}")]
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            channel.unary_unary(method)(b"", timeout=10, metadata=metadata)
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+# Who holds the cluster together, who starts processes on this machine, who runs code, who reads logs.
+RAY_CALLS = (
+    "/ray.rpc.NodeInfoGcsService/GetClusterId",
+    "/ray.rpc.NodeManagerService/GetNodeStats",
+    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
+    "/ray.rpc.ReporterService/GetTraceback",
+)
+
+
+def test_ray_does_nothing_without_the_token(directory: Path, processes: dict[int, str]) -> None:
+    """Joining the cluster begins with the first of these calls."""
+    ports = [listener.port for listener in listeners(processes)]
+    unserved = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE}
+    token = (directory / "token").read_text()
+    for method in RAY_CALLS:
+        serving = [port for port in ports if answer_of(port, method) not in unserved]
+        assert serving, f"nobody knows {method}"
+        for port in serving:
+            assert answer_of(port, method) is grpc.StatusCode.UNAUTHENTICATED
+            assert answer_of(port, method, "0" * len(token)) is grpc.StatusCode.UNAUTHENTICATED
+            assert answer_of(port, method, token) is not grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_rays_dashboard_is_not_there_and_its_agents_ask_for_the_token(processes: dict[int, str]) -> None:
+    found = listeners(processes)
+    assert 8265 not in [listener.port for listener in found]
+    agents = [listener.port for listener in found if "Agent" in listener.process]
+    answers = []
+    for port in agents:
+        with contextlib.suppress(httpx.TransportError):  # the port speaks gRPC
+            answers.append(httpx.get(f"http://127.0.0.1:{port}/api/actors", timeout=10).status_code)
+    assert answers
+    assert set(answers) == {401}
 
 
 def test_its_token_is_private(directory: Path) -> None:
