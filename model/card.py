@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model.config import MosaicConfig
+from model.config import MosaicConfig, MosaicV2Config, NetworkConfig
 
 CARD_FILE = "README.md"
 
@@ -22,11 +22,11 @@ def model_card(name: str, source: str, config: MosaicConfig, num_parameters: int
         "A Memory Mosaic, a language model made of associative memories "
         "([arXiv 2405.06394](https://arxiv.org/abs/2405.06394)), "
         f"converted from a checkpoint of the published training code, {source}.",
-        _table(_architecture(config, num_parameters)),
+        table(architecture(config, num_parameters)),
         "## Text and tokens",
-        _tokens(config),
+        tokens(config),
         "## Training, as the checkpoint records it",
-        _table(_training(training)) if _training(training) else "The checkpoint records nothing of it.",
+        table(_training(training)) if _training(training) else "The checkpoint records nothing of it.",
         "## To be filled in",
         "The checkpoint does not say what text the model was trained on, under which licence it may be passed on, how "
         "well it does and what it is for. Whoever shares it should say so here.",
@@ -34,25 +34,39 @@ def model_card(name: str, source: str, config: MosaicConfig, num_parameters: int
     return "\n\n".join(sections) + "\n"
 
 
-def _architecture(config: MosaicConfig, num_parameters: int) -> dict[str, str]:
-    persistent = f"{config.pmem_count} x {config.pmem_size} pairs per head" if config.has_persistent else "none"
-    return {
+def architecture(config: NetworkConfig, num_parameters: int, weights: str = "float32") -> dict[str, str]:
+    """Sizes and choices of a network, by what they are called in a card."""
+    rows = {
         "parameters": f"{num_parameters:,}",
         "layers": str(config.n_layer),
         "heads": f"{config.n_head} of {config.head_dim}",
         "width": str(config.n_embd),
-        "persistent memory": persistent,
-        "values": config.value_extractor,
-        "norms": "pre-LN" if config.pre_norm else "post-LN",
-        "biases": "yes" if config.bias else "no",
-        "embedding and head": "shared" if config.tied else "separate",
+    }
+    if isinstance(config, MosaicConfig):
+        persistent = f"{config.pmem_count} x {config.pmem_size} pairs per head" if config.has_persistent else "none"
+        rows |= {
+            "persistent memory": persistent,
+            "values": config.value_extractor,
+            "norms": "pre-LN" if config.pre_norm else "post-LN",
+            "biases": "yes" if config.bias else "no",
+            "embedding and head": "shared" if config.tied else "separate",
+        }
+    elif isinstance(config, MosaicV2Config):
+        rows |= {
+            "short-term memory": f"the {config.short_window - 1} pairs before a token",
+            "long-term memory": f"pairs {config.long_delay} tokens back and more",
+            "persistent memory": f"gated, {config.persistent_size} wide",
+            "embedding and head": "separate",
+        }
+    return rows | {
         "vocabulary": str(config.vocab_size),
         "trained context": f"{config.block_size} tokens",
-        "weights": "float32, safetensors",
+        "weights": f"{weights}, safetensors",
     }
 
 
-def _tokens(config: MosaicConfig) -> str:
+def tokens(config: NetworkConfig) -> str:
+    """What a card says of the tokenizer."""
     if config.tokenizer_vocab_size is None:
         return "No tokenizer was given with it: it takes and gives token ids only."
     size, vocabulary = config.tokenizer_vocab_size, config.vocab_size
@@ -64,6 +78,11 @@ def _tokens(config: MosaicConfig) -> str:
     return text + f" `<|endoftext|>` (id {config.eos_token_id}) ends a text."
 
 
+def table(rows: Mapping[str, str]) -> str:
+    """Two columns without headings."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
 def _training(training: Mapping[str, Any]) -> dict[str, str]:
     found = {name: training[name] for name in _TRAINING_FACTS if name in training}
     return {name: _plain(_number(value)) for name, value in found.items()}
@@ -71,10 +90,6 @@ def _training(training: Mapping[str, Any]) -> dict[str, str]:
 
 def _number(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def _plain(text: str) -> str:

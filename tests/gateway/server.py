@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,11 +21,12 @@ from service.gateway.client import EngineClient
 from service.gateway.peers import Peers
 from service.gateway.served_model import ServedModel
 from service.gateway.settings import GatewaySettings
+from service.settings import DEFAULT_MODEL
 from tests.gateway.fake_engine import INFO
 
 _T = TypeVar("_T")
 
-MODEL_DIR = Path(__file__).parents[2] / "model" / "pretrained" / "llama-tales-mosaic-6m"
+MODEL_DIR = DEFAULT_MODEL
 
 
 def served_model(info: EngineInfo = INFO, tokenizer: Tokenizer | None = None) -> ServedModel:
