@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import typing
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from model import layers as model_layers
+from model import mosaic_v2
 from service.errors import ExitCode
 from service.settings import ServeSettings, env_name, flag
 
@@ -55,6 +58,23 @@ def test_the_table_of_options_is_complete() -> None:
 def test_exit_codes_are_those_of_the_program() -> None:
     section = OPERATING.read_text(encoding="utf-8").split("## Exit codes")[1].split("##")[0]
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)] == [int(c) for c in ExitCode]
+
+
+def test_the_code_that_the_models_equations_name_exists() -> None:
+    named = set(
+        re.findall(r"`([a-z][a-z0-9_.]*\.[A-Za-z]\w*)`", (ROOT / "docs" / "model.md").read_text(encoding="utf-8"))
+    )
+    found = {name for name in named if (ROOT / "model" / f"{name.rpartition('.')[0].replace('.', '/')}.py").exists()}
+    for name in found:
+        module, _, member = name.rpartition(".")
+        assert hasattr(importlib.import_module(f"model.{module}"), member), f"docs/model.md names {name}"
+    layers = {
+        f"{m.__name__.removeprefix('model.')}.{name}"
+        for m in (model_layers, mosaic_v2)
+        for name, member in vars(m).items()
+        if isinstance(member, type) and member.__module__ == m.__name__ and not name.startswith("_")
+    }
+    assert layers - found == {"layers.LayerNorm", "layers.Linear"}, "parts of the networks that the page leaves out"
 
 
 @pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)

@@ -97,8 +97,10 @@ def _draw_bandwidths(axes: Axes, model: MosaicNetwork) -> None:
             for head, beta in enumerate(part.get_submodule("bandwidth")(counts, torch.float32)[..., 0].T):
                 named = {"label": f"{name} memory, a line per head"} if i == head == 0 else {}
                 axes.loglog(counts, beta, color=MEMORY_COLOURS[name], linewidth=0.7, alpha=0.7, **named)
+    low, high = axes.dataLim.intervaly
     axes.set_yticks(_BETAS, [str(beta) for beta in _BETAS])
     axes.minorticks_off()
+    axes.set_ylim(0.9 * low, 1.1 * high)
     label(axes, "Sharpness beta over the number of pairs seen", "pairs", "beta")
 
 

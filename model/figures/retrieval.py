@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SENTENCE = (
     "Tom had a red ball and Sara had a blue kite. They played in the park until it was time to go home. "
-    "Mother made soup, and they ate it all and told her about the day. That night, Tom could not find his red"
+    "Their friends made bread, and they ate it all and told her about the day. That night, Tom could not find his red"
 )
 
 
@@ -35,7 +35,7 @@ def draw_retrieval(model: MosaicNetwork, tokenizer: Tokenizer, sentence: str, pa
     likeliest = model(ids[None])[0, -1].softmax(-1).topk(3)
     spoken = [words(tokenizer, [token_id]) for token_id in token_ids]
     pairs = [f"{key} → {value}" for key, value in pairwise(spoken)]
-    figure = new_figure(10, 1.5 + 2.6 * len(weights) + 0.1 * len(token_ids))
+    figure = new_figure(10, 1.5 + 2.6 * len(weights) + 0.11 * len(token_ids))
     tops = figure.subplots(len(weights) + 1, 1, height_ratios=[1.0] * len(weights) + [2.2])
     for axes, (name, read) in zip(tops, weights.items(), strict=False):
         _draw_heads(axes, name, read[:, :, -1], pairs)

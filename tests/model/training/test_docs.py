@@ -69,12 +69,12 @@ def test_every_command_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("tinystories", 29.4), ("babistories", 123.6), ("babistories-transformer", 124.0)],
+    [("tinystories", 29.4), ("babistories", 123.6), ("babistories-transformer", 124.0), ("pilot", 1.1)],
 )
 def test_the_recipes_describe_what_they_say(name: str, millions: float) -> None:
     recipe = load_recipe(ROOT / "model" / "recipes" / f"{name}.yaml")
     assert f"`{name}.yaml`" in PAGE
-    vocabulary = recipe.data.vocab_size or 50257
+    vocabulary = recipe.data.vocab_size or {"pilot": 4096}.get(name, 50257)
     tokenizer = Tokenizer(train_tokenizer(documents(9, 1), 300))
     recipe = recipe.model_copy(update={"model": {**recipe.model, "vocab_size": vocabulary}})
     with torch.device("meta"):
