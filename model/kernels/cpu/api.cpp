@@ -134,7 +134,7 @@ class Network {
 
   void run(const Cache& cache, const Step& step) {
     check(cache, step);
-    scratch_.prepare(model_, cache, step, team_.size(), kReadQueries, kReadChunk,
+    scratch_.prepare(model_, cache, step, team_.size(), kReadQueries, kMaxLogits, kReadChunk,
                      read_block(model_.type));
     path_.run(model_, cache, step, scratch_, team_);
   }

@@ -31,9 +31,15 @@ MOSAIC_INLINE float element(const void* p, int64_t i, Type type) {
   return type == kBFloat16 ? widen(bits) : half_to_float(bits);
 }
 
-MOSAIC_INLINE void put(void* p, int64_t i, Type type, float x) {
-  if (type == kFloat32) ((float*)p)[i] = x;
-  else ((uint16_t*)p)[i] = type == kBFloat16 ? narrow(x) : float_to_half(x);
+// n numbers as they are stored in 16 bits.
+MOSAIC_INLINE void to_stored(const float* x, int n, Type type, uint16_t* y) {
+  const bool is_half = type == kFloat16;
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const u16x16 r = is_half ? narrow_half(load(x + i)) : narrow(load(x + i));
+    __builtin_memcpy(y + i, &r, sizeof r);
+  }
+  for (; i < n; ++i) y[i] = is_half ? float_to_half(x[i]) : narrow(x[i]);
 }
 
 template <Type T>
@@ -57,22 +63,24 @@ struct Pairs {
   }
 
   void append(int64_t pair, const float* key, const float* value) const {
-    const int size = cache->block_size;
-    const int64_t base = offset(pair / size), slot = pair % size;
-    for (int d = 0; d < dim; ++d) {
-      put(cache->keys, base + d * size + slot, cache->type, key[d]);
-      put(cache->values, base + slot * dim + d, cache->type, value[d]);
+    const int64_t base = offset(pair / cache->block_size), slot = pair % cache->block_size;
+    if (cache->type == kFloat32) {
+      put((float*)cache->keys + base, (float*)cache->values + base, slot, key, value);
+    } else {
+      uint16_t stored[2][kMaxDim];
+      to_stored(key, dim, cache->type, stored[0]);
+      to_stored(value, dim, cache->type, stored[1]);
+      put((uint16_t*)cache->keys + base, (uint16_t*)cache->values + base, slot, stored[0], stored[1]);
     }
   }
-};
 
-// Asks for `count` numbers that the next head will read: heads lie side by side in a block, but blocks lie anywhere, so
-// the processor cannot guess them. By the time this head is done they are there.
-template <Type T>
-MOSAIC_INLINE void fetch(const void* p, int64_t i, int count) {
-  constexpr int bytes = T == kFloat32 ? 4 : 2;
-  for (int at = 0; at < count * bytes; at += 64) __builtin_prefetch((const char*)p + i * bytes + at, 0, 2);
-}
+ private:
+  template <typename N>
+  void put(N* keys, N* values, int64_t slot, const N* key, const N* value) const {
+    for (int d = 0; d < dim; ++d) keys[d * cache->block_size + slot] = key[d];
+    __builtin_memcpy(values + slot * dim, value, dim * sizeof(N));
+  }
+};
 
 // Logits of Q queries against all `num_blocks` blocks, [Q][stride]. Four partial sums over the dimensions, whatever Q is.
 template <Type T, int Q>
@@ -81,7 +89,6 @@ MOSAIC_INLINE void all_logits(const Pairs& pairs, const float* queries, int64_t 
   const int size = pairs.cache->block_size, dim = pairs.dim;
   for (int64_t block = 0; block < num_blocks; ++block) {
     const int64_t base = pairs.offset(block);
-    if (Q == 1 && pairs.head + 1 < pairs.n_head) fetch<T>(pairs.cache->keys, base + size * dim, size * dim);
     for (int s = 0; s < size; s += kLanes) {
       f32x16 acc[Q][4] = {};
       int d = 0;
@@ -127,7 +134,6 @@ MOSAIC_INLINE void weighted_values(const Pairs& pairs, const float* weights, int
   for (int64_t block = 0; block < num_blocks; ++block) {
     const int64_t base = pairs.offset(block) + d;
     const float* w = weights + block * size;
-    if (Q == 1 && d == 0 && pairs.head + 1 < pairs.n_head) fetch<T>(pairs.cache->values, base + size * dim, size * dim);
     for (int s = 0; s < size; s += 2) {
       for (int odd = 0; odd < 2; ++odd) {
         for (int v = 0; v < V; ++v) {
@@ -191,6 +197,7 @@ static void read_queries(Pairs pairs, const float* queries, int64_t query_stride
   weighted_tail<T, Q>(pairs, logits, stride, num_blocks, d, inverse, out, out_stride);
 }
 
+// The same for any number of queries.
 template <Type T>
 static void read_all(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t visible, int64_t window,
                      int count, float* logits, int64_t stride, float* out, int64_t out_stride) {

@@ -109,7 +109,8 @@ struct Softmax {
 
 // What one thread needs to read memories.
 struct Private {
-  Buffer<float> pair_logits;  // [kReadQueries, pair_stride]
+  Buffer<float> pair_logits;  // [kReadQueries, or heads read together, pair_stride]
+  Buffer<float> pair_sums;    // [heads, 2 * head_dim]
   int64_t pair_stride = 0;
   RowsBuffer weights_buffer;
   Rows weights;        // [read_chunk, block] of a persistent memory: logits, then their weights
@@ -129,7 +130,7 @@ struct Scratch {
   Private& mine(const Team&) { return privates[Team::index()]; }
 
   void prepare(const Model& m, const Cache& cache, const Step& step, int num_threads, int read_queries,
-               int64_t read_chunk, int read_block) {
+               int64_t most_logits, int64_t read_chunk, int read_block) {
     const int64_t n = step.num_tokens;
     projected_stride = m.output_width();
     query_dim = (m.head_dim + 3) / 4 * 4;
@@ -145,7 +146,8 @@ struct Scratch {
       most_pairs = std::max(most_pairs, static_cast<int64_t>(step.num_computed[s]) + step.num_new[s]);
     for (auto& p : privates) {
       p.pair_stride = (most_pairs / cache.block_size + 1) * cache.block_size;
-      p.pair_logits.reserve(read_queries * p.pair_stride);
+      p.pair_logits.reserve(std::max(read_queries * p.pair_stride, std::min(m.n_head * p.pair_stride, most_logits)));
+      p.pair_sums.reserve(2 * m.n_head * m.head_dim);
       p.weights = p.weights_buffer.reserve(read_chunk, read_block + 32, 1);
       p.read.reserve(read_chunk * m.head_dim);
       p.softmaxes.reserve(read_chunk);

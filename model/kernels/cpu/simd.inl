@@ -161,6 +161,24 @@ MOSAIC_INLINE u16x16 narrow(f32x16 v) {
 #endif
 }
 
+// To float16, likewise.
+MOSAIC_INLINE u16x16 narrow_half(f32x16 v) {
+#if defined(MOSAIC_AVX512)
+  return (u16x16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(MOSAIC_AVX2)
+  union { f32x16 all; struct { __m256 low, high; } half; } x;
+  union { struct { __m128i low, high; } half; u16x16 all; } r;
+  x.all = v;
+  r.half.low = _mm256_cvtps_ph(x.half.low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  r.half.high = _mm256_cvtps_ph(x.half.high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return r.all;
+#else
+  u16x16 r;
+  for (int i = 0; i < kLanes; ++i) r[i] = float_to_half(v[i]);
+  return r;
+#endif
+}
+
 MOSAIC_INLINE uint16_t narrow(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, sizeof bits);

@@ -18,14 +18,21 @@ static void layer_norm(const float* x, int n, const Norm& norm, float* y) {
   float spread = sum(squares);
   for (; i < n; ++i) spread += (x[i] - mean) * (x[i] - mean);
   const float inverse = 1.0f / __builtin_sqrtf(spread / n + 1e-5f);
-  for (i = 0; i < n; ++i) y[i] = (x[i] - mean) * inverse * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
+  for (i = 0; i + kLanes <= n; i += kLanes) {
+    const f32x16 v = (load(x + i) - mean) * inverse * load(norm.weight + i);
+    store(y + i, norm.bias ? v + load(norm.bias + i) : v);
+  }
+  for (; i < n; ++i) y[i] = (x[i] - mean) * inverse * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
 }
+
+constexpr int64_t kRowGrain = 8;  // rows a thread takes at a time where each is soon done
+constexpr int64_t kHeadGrain = 16;  // heads of rows, likewise
 
 // Phase: norms rows of the stream into operands; post-norm networks continue from the normed stream.
 static void norm_rows(const Walk& w, const Norm& norm) {
   const int n = w.model.n_embd;
   Scratch& s = w.scratch;
-  w.team.share(w.step.num_tokens, [&](int64_t row) {
+  w.team.share(w.step.num_tokens, kRowGrain, [&](int64_t row) {
     float* x = s.stream + row * n;
     float* y = s.inputs.wide + row * s.inputs.stride;
     layer_norm(x, n, norm, y);
@@ -60,24 +67,28 @@ MOSAIC_INLINE void keep(const Walk& w, int l, int64_t token, int vector, int hea
   __builtin_memcpy(state_of(w, l, w.step.snapshots[token], vector, head), x, w.model.head_dim * sizeof(float));
 }
 
-// Appends the pairs that a sequence's new tokens complete in one head, and reads.
-static void contextual_head(const Walk& w, const Layer& layer, int l, int64_t seq, int head) {
-  const Model& m = w.model;
+// One sequence's pairs in one head.
+MOSAIC_INLINE Pairs pairs_of(const Walk& w, int l, int64_t seq, int head) {
   const Cache& c = w.cache;
-  Scratch& s = w.scratch;
+  const int64_t* blocks = w.step.block_tables + seq * w.step.max_blocks;
+  return {&c, blocks, l * c.num_blocks, head, w.model.n_head, w.model.head_dim};
+}
+
+// Appends the pairs that a sequence's new tokens complete in one head, and leaves their queries in place of their keys.
+static void append_pairs(const Walk& w, const Layer& layer, int l, int64_t seq, int head) {
+  const Model& m = w.model;
   const int dim = m.head_dim;
-  const int count = w.step.num_new[seq];
-  const int64_t computed = w.step.num_computed[seq], row0 = s.first_row[seq];
+  const int64_t computed = w.step.num_computed[seq], row0 = w.scratch.first_row[seq];
   float* average = state_of(w, l, w.step.slots[seq], 0, head);
   float* pending = state_of(w, l, w.step.slots[seq], 2, head);
-  const Pairs pairs = {&c, w.step.block_tables + seq * w.step.max_blocks, l * c.num_blocks, head, m.n_head, dim};
+  const Pairs pairs = pairs_of(w, l, seq, head);
   float key[kMaxDim], value[kMaxDim];
   if (computed == 0) {
     for (int d = 0; d < dim; ++d) average[d] = pending[d] = 0;
   }
   unit(average, key, dim, m.norm_eps);
-  for (int t = 0; t < count; ++t) {
-    float* row = s.projected + (row0 + t) * s.projected_stride + head * dim;
+  for (int t = 0; t < w.step.num_new[seq]; ++t) {
+    float* row = w.scratch.projected + (row0 + t) * w.scratch.projected_stride + head * dim;
     const float* own = row + m.n_embd;
     const float* earlier = layer.mix ? own : row + 2 * m.n_embd;
     const float mix = layer.mix ? layer.mix[head] : 1.0f, rest = layer.mix ? 1.0f - mix : 1.0f;
@@ -92,25 +103,34 @@ static void contextual_head(const Walk& w, const Layer& layer, int l, int64_t se
     keep(w, l, row0 + t, 2, head, pending);
     for (int d = 0; d < dim; ++d) row[d] = key[d] * layer.sharpness[head];
   }
-  float* queries = s.projected + row0 * s.projected_stride + head * dim;
-  float* out = s.inputs.wide + row0 * s.inputs.stride + head * dim;
-  Private& p = s.mine(w.team);
-  const auto read =
-      c.type == kFloat32 ? read_all<kFloat32> : c.type == kFloat16 ? read_all<kFloat16> : read_all<kBFloat16>;
-  read(pairs, queries, s.projected_stride, computed, kAll, count, p.pair_logits, p.pair_stride, out,
-       s.inputs.stride);
-  for (int t = 0; t < count; ++t)
-    for (int d = 0; d < dim; ++d) out[t * s.inputs.stride + d] *= layer.value_scale[head];
 }
 
-// Phase: the contextual memories. A piece is one head of one sequence, or all heads where there are sequences enough to
-// keep every thread busy: then a thread meets the heads in the order in which they lie in memory.
-static void contextual(const Walk& w, const Layer& layer, int l) {
+// Appends and reads in `count` heads of one sequence.
+static void contextual_heads(const Walk& w, const Layer& layer, int l, int64_t seq, int first, int count) {
+  const int dim = w.model.head_dim, tokens = w.step.num_new[seq];
+  const Rows& inputs = w.scratch.inputs;
+  const int64_t computed = w.step.num_computed[seq], row0 = w.scratch.first_row[seq];
+  const int64_t stride = w.scratch.projected_stride;
+  for (int head = first; head < first + count; ++head) append_pairs(w, layer, l, seq, head);
+  const HeadRows queries = {w.scratch.projected + row0 * stride + first * dim, stride};
+  const HeadRows out = {inputs.wide + row0 * inputs.stride + first * dim, inputs.stride};
+  read_pairs(pairs_of(w, l, seq, first), count, queries, tokens, computed, kAll, w.scratch.mine(w.team),
+             layer.value_scale + first, out);
+}
+
+// How many heads of a sequence one piece covers: side by side they are read faster, apart they keep more threads busy.
+static int heads_a_piece(const Walk& w) {
   const int n_head = w.model.n_head;
-  const int heads = w.step.num_sequences >= 4 * w.team.size() ? n_head : 1, groups = n_head / heads;
+  const int64_t heads = (int64_t)n_head * w.step.num_sequences / (4 * w.team.size());
+  return (int)(heads < 1 ? 1 : heads < n_head ? heads : n_head);
+}
+
+// Phase: the contextual memories, some heads of one sequence a piece.
+static void contextual(const Walk& w, const Layer& layer, int l) {
+  const int n_head = w.model.n_head, heads = heads_a_piece(w), groups = (n_head + heads - 1) / heads;
   w.team.share((int64_t)w.step.num_sequences * groups, [&](int64_t piece) {
     const int first = (int)(piece % groups) * heads;
-    for (int head = first; head < first + heads; ++head) contextual_head(w, layer, l, piece / groups, head);
+    contextual_heads(w, layer, l, piece / groups, first, first + heads < n_head ? heads : n_head - first);
   });
 }
 
@@ -118,7 +138,7 @@ static void contextual(const Walk& w, const Layer& layer, int l) {
 static void narrow_rows(const Walk& w, int n) {
   if (form(w.model) == Form::kWide) return;
   const Rows& rows = w.scratch.inputs;
-  w.team.share(w.step.num_tokens, [&](int64_t row) {
+  w.team.share(w.step.num_tokens, kRowGrain, [&](int64_t row) {
     const int64_t at = row * rows.stride;
     write_operand(w.model, rows.wide + at, n, rows, at, row);
   });
@@ -129,7 +149,8 @@ static void persistent_queries(const Walk& w, const Layer& layer, int l) {
   const Model& m = w.model;
   Scratch& s = w.scratch;
   const int dim = m.head_dim;
-  w.team.share((int64_t)w.step.num_sequences * m.n_head, [&](int64_t piece) {
+  const int64_t grain = w.step.num_tokens > w.step.num_sequences ? 1 : kHeadGrain;
+  w.team.share((int64_t)w.step.num_sequences * m.n_head, grain, [&](int64_t piece) {
     const int64_t seq = piece / m.n_head;
     const int head = (int)(piece % m.n_head);
     float* average = state_of(w, l, w.step.slots[seq], 1, head);
@@ -152,7 +173,7 @@ static void persistent_queries(const Walk& w, const Layer& layer, int l) {
 
 static void embed(const Walk& w) {
   const Model& m = w.model;
-  w.team.share(w.step.num_tokens, [&](int64_t row) {
+  w.team.share(w.step.num_tokens, kRowGrain, [&](int64_t row) {
     const int64_t from = w.step.token_ids[row] * m.n_embd;
     float* x = w.scratch.stream + row * m.n_embd;
     for (int i = 0; i < m.n_embd; ++i) x[i] = element(m.embedding, from + i, m.embedding_type);
@@ -162,7 +183,7 @@ static void embed(const Walk& w) {
 static void logits(const Walk& w) {
   const Model& m = w.model;
   Scratch& s = w.scratch;
-  w.team.share(w.step.num_logit_rows, [&](int64_t i) {
+  w.team.share(w.step.num_logit_rows, kRowGrain, [&](int64_t i) {
     float* y = s.inputs.wide + i * s.inputs.stride;
     layer_norm(s.stream + (int64_t)w.step.logit_rows[i] * m.n_embd, m.n_embd, m.norm, y);
     write_operand(m, y, m.n_embd, s.inputs, i * s.inputs.stride, i);

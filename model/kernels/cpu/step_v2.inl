@@ -34,18 +34,31 @@ MOSAIC_INLINE void advance_gated(const GatedState& state, const float* x, float 
   unit(state.sum, y, dim, 0.0f);
 }
 
-// Appends the pairs that a sequence's new tokens complete in one head of one memory, and reads.
-static void gated_head(const Walk& w, const Layer& layer, int l, int64_t seq, int memory, int head) {
+// What a memory shows to whom.
+struct View {
+  int64_t window, delay;
+};
+
+MOSAIC_INLINE View view_of(const Model& m, int memory) {
+  return memory == 0 ? View{m.short_window - 1, 1} : View{kAll, m.long_delay};
+}
+
+MOSAIC_INLINE Pairs pairs_of(const Walk& w, int l, int64_t seq, int memory, int head) {
+  const int64_t* tables = memory == 0 ? w.step.short_tables : w.step.block_tables;
+  const int64_t* blocks = tables + seq * w.step.max_blocks;
+  return {&w.cache, blocks, l * w.cache.num_blocks, head, w.model.n_head, w.model.head_dim};
+}
+
+// Appends the pairs that a sequence's new tokens complete in one head of one memory, and leaves their queries in place
+// of their keys.
+static void append_gated(const Walk& w, const Layer& layer, int l, int64_t seq, int memory, int head) {
   const Model& m = w.model;
-  const Cache& c = w.cache;
   Scratch& s = w.scratch;
-  const bool is_short = memory == 0;
   const int n = m.n_embd, dim = m.head_dim, of_head = memory * m.n_head + head;
   const int count = w.step.num_new[seq];
   const int64_t computed = w.step.num_computed[seq], row0 = s.first_row[seq];
-  const int64_t window = is_short ? m.short_window - 1 : kAll, delay = is_short ? 1 : m.long_delay;
-  const int64_t* tables = is_short ? w.step.short_tables : w.step.block_tables;
-  const Pairs pairs = {&c, tables + seq * w.step.max_blocks, l * c.num_blocks, head, m.n_head, dim};
+  const View view = view_of(m, memory);
+  const Pairs pairs = pairs_of(w, l, seq, memory, head);
   const GatedState state = gated_state(w, l, w.step.slots[seq], memory, head);
   const float mix = layer.mix[of_head];
   float* queries = s.projected + row0 * s.projected_stride + 2 * memory * n + head * dim;
@@ -69,39 +82,45 @@ static void gated_head(const Walk& w, const Layer& layer, int l, int64_t seq, in
     advance_gated(state, x, gates[0], -__builtin_fabsf(gates[m.n_head]), key, dim);
     if (w.step.snapshots && w.step.snapshots[row0 + t] >= 0)
       copy_state(state, gated_state(w, l, w.step.snapshots[row0 + t], memory, head), dim);
-    const int64_t seen = position - delay + 1 < window ? position - delay + 1 : window;
+    const int64_t visible = position - view.delay + 1, seen = visible < view.window ? visible : view.window;
     const float n_alpha = __builtin_powf(seen > 1 ? (float)seen : 1.0f, layer.alpha[of_head]);
     const float beta = layer.beta1[of_head] * n_alpha + layer.beta0[of_head];
     for (int d = 0; d < dim; ++d) x[d] = key[d] * beta;
   }
-  float* out = s.inputs.wide + row0 * s.inputs.stride + memory * n + head * dim;
-  Private& p = s.mine(w.team);
-  const auto read =
-      c.type == kFloat32 ? read_all<kFloat32> : c.type == kFloat16 ? read_all<kFloat16> : read_all<kBFloat16>;
-  read(pairs, queries, s.projected_stride, computed - delay + 1, window, count, p.pair_logits, p.pair_stride, out,
-       s.inputs.stride);
-  for (int t = 0; t < count; ++t)
-    for (int d = 0; d < dim; ++d) out[t * s.inputs.stride + d] *= layer.value_scale[of_head];
+}
+
+// Appends and reads in `count` heads of one memory.
+static void gated_heads(const Walk& w, const Layer& layer, int l, int64_t seq, int memory, int first, int count) {
+  const int n = w.model.n_embd, dim = w.model.head_dim;
+  const Rows& inputs = w.scratch.inputs;
+  const int64_t row0 = w.scratch.first_row[seq], stride = w.scratch.projected_stride;
+  for (int head = first; head < first + count; ++head) append_gated(w, layer, l, seq, memory, head);
+  const View view = view_of(w.model, memory);
+  const HeadRows queries = {w.scratch.projected + row0 * stride + 2 * memory * n + first * dim, stride};
+  const HeadRows out = {inputs.wide + row0 * inputs.stride + memory * n + first * dim, inputs.stride};
+  read_pairs(pairs_of(w, l, seq, memory, first), count, queries, w.step.num_new[seq],
+             w.step.num_computed[seq] - view.delay + 1, view.window, w.scratch.mine(w.team),
+             layer.value_scale + memory * w.model.n_head + first, out);
 }
 
 // Phase: gates and decays, in full precision whatever the type of the weights.
 static void gate_rows(const Walk& w, const Layer& layer) {
   const Model& m = w.model;
   Scratch& s = w.scratch;
-  w.team.share(w.step.num_tokens, [&](int64_t row) {
+  w.team.share(w.step.num_tokens, kRowGrain, [&](int64_t row) {
     const float* x = s.inputs.wide + row * s.inputs.stride;
     float* y = s.projected + row * s.projected_stride + 4 * m.n_embd;
     for (int i = 0; i < 4 * m.n_head; ++i) y[i] = dot(layer.gates + (int64_t)i * m.n_embd, x, m.n_embd);
   });
 }
 
-// Phase: both contextual memories, one head of one of them a piece, or all heads where there are sequences enough.
+// Phase: both contextual memories, some heads of one of them a piece.
 static void gated_memories(const Walk& w, const Layer& layer, int l) {
-  const int n_head = w.model.n_head;
-  const int heads = w.step.num_sequences >= 4 * w.team.size() ? n_head : 1, groups = 2 * n_head / heads;
-  w.team.share((int64_t)w.step.num_sequences * groups, [&](int64_t piece) {
-    const int first = (int)(piece % groups) * heads;
-    for (int i = first; i < first + heads; ++i) gated_head(w, layer, l, piece / groups, i / n_head, i % n_head);
+  const int n_head = w.model.n_head, heads = heads_a_piece(w), groups = (n_head + heads - 1) / heads;
+  w.team.share((int64_t)w.step.num_sequences * 2 * groups, [&](int64_t piece) {
+    const int64_t of_seq = piece % (2 * groups);
+    const int memory = (int)(of_seq / groups), first = (int)(of_seq % groups) * heads;
+    gated_heads(w, layer, l, piece / (2 * groups), memory, first, first + heads < n_head ? heads : n_head - first);
   });
 }
 
@@ -117,7 +136,7 @@ static void swish_rows(const Walk& w) {
   const Model& m = w.model;
   Scratch& s = w.scratch;
   const int n = m.persistent_size;
-  w.team.share(w.step.num_tokens, [&](int64_t row) {
+  w.team.share(w.step.num_tokens, kRowGrain, [&](int64_t row) {
     const float* gate = s.projected + row * s.projected_stride;
     float* y = s.inputs.wide + row * s.inputs.stride;
     int i = 0;

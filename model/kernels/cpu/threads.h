@@ -55,6 +55,15 @@ class Team {
     }
   }
 
+  // The same, `grain` neighbours at a time: for work so small that taking a piece of it would cost as much.
+  template <typename Work>
+  void share(int64_t count, int64_t grain, const Work& work) {
+    share((count + grain - 1) / grain, [&](int64_t piece) {
+      const int64_t end = (piece + 1) * grain < count ? (piece + 1) * grain : count;
+      for (int64_t i = piece * grain; i < end; ++i) work(i);
+    });
+  }
+
  private:
   using Call = void (*)(const void*, int64_t);
 
