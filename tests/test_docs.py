@@ -82,3 +82,12 @@ def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_what_security_rests_on_is_there() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|deploy|docs)/[\w./-]+|constraints\.txt)`", text)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    options = re.findall(r"`(--[a-z-]+)`", text)
+    assert {flag(name) for name in ServeSettings.model_fields} >= set(options)

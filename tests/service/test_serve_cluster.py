@@ -1,4 +1,4 @@
-"""Engines and gateways as deployments, by `serve run` and a configuration file: HAProxy, two gateways, one engine."""
+"""Engines and gateways as deployments, by `serve run` and deploy/serve.yaml: HAProxy, two gateways, one engine."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from service.settings import DEFAULT_MODEL
 from tests.service.process import clean_environment
 from tests.service.ray_processes import processes_of, wait_until_gone
 
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 START_TIMEOUT_S = 120
 REQUEST = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
 
@@ -33,10 +34,11 @@ def free_port() -> int:
 
 
 def environment(directory: Path) -> dict[str, str]:
+    """deploy/ray.env, all on loopback, and places of its own for what a machine has once."""
+    lines = (DEPLOY / "ray.env").read_text(encoding="utf-8").splitlines()
+    shipped = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     proxy = directory / "proxy"
-    return clean_environment() | {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    return clean_environment(shipped) | {
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
@@ -45,27 +47,18 @@ def environment(directory: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-        "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": os.urandom(16).hex(),
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_TMPDIR": str(directory),
     }
 
 
-def configuration(port: int) -> dict[str, object]:
-    application = {
-        "name": "tessera",
-        "route_prefix": "/",
-        "import_path": "service.deployment:build",
-        "args": {"model": str(DEFAULT_MODEL), "threads": 1},
-        "deployments": [{"name": "Engine", "num_replicas": 1}, {"name": "Gateway", "num_replicas": 2}],
-    }
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [application],
-    }
+def configuration(port: int) -> dict[str, Any]:
+    """deploy/serve.yaml, on a free port and with an engine that leaves a core for the gateways."""
+    shipped: dict[str, Any] = yaml.safe_load((DEPLOY / "serve.yaml").read_text(encoding="utf-8"))
+    shipped["http_options"]["port"] = port
+    shipped["applications"][0]["args"]["threads"] = 1
+    return shipped
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +106,15 @@ def test_a_stream_is_the_answer_in_pieces(client: httpx.Client) -> None:
     assert len(pieces) > 5
     whole = client.post("/v1/completions", json=REQUEST).json()
     assert "".join(pieces) == whole["choices"][0]["text"]
+
+
+def test_headers_come_through_the_proxy(client: httpx.Client) -> None:
+    for answer in (client.get("/livez"), client.post("/v1/completions", json=REQUEST), client.get("/nowhere")):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert not {"via", "x-powered-by"} & answer.headers.keys()
+        assert answer.headers["cache-control"] == "no-store"
+        # Serve listens with a server of its own, which says so.
+        assert answer.headers["server"] == "uvicorn"
 
 
 def test_every_gateway_gives_the_same_answer(client: httpx.Client) -> None:
