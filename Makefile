@@ -51,7 +51,7 @@ bench-peers: $(VENV)/installed-dev
 	$(BIN)/python -m loadtests.peers bench --out runs/bench-peers --overwrite --duration 8 --max-seconds 2400 $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-audit build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 	rm -f model/kernels/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -196,7 +196,11 @@ def test_parts_of_a_service_fit_each_other(variant: str) -> None:
     assert str(arguments.get("num_gpus", 0)) == worker["resources"]["limits"].get("nvidia.com/gpu", "0")
     [group] = cluster["workerGroupSpecs"]
     assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    # As many workers may come as replicas may be wanted.
+    engine = next(each for each in config["applications"][0]["deployments"] if each["name"] == "Engine")
+    scaling = engine["autoscaling_config"]
     assert cluster["enableInTreeAutoscaling"] is True
+    assert (group["minReplicas"], group["maxReplicas"]) == (scaling["min_replicas"], scaling["max_replicas"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
