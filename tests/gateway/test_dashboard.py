@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
 from collections.abc import Iterator
+from itertools import combinations
 
 import httpx
 import pytest
@@ -143,6 +145,9 @@ def test_it_is_readable_in_both_colour_schemes(browser: Browser, scheme: str) ->
         stroke = colour(browser, f"#ttft .line.s{series}", "stroke")
         assert contrast(stroke, colour(browser, ".chart", "backgroundColor")) >= 3
     assert (luminance(colour(browser, "body", "backgroundColor")) < 0.2) == (scheme == "dark")
+    phases = [colour(browser, f"#phases .area.f{series}", "fill") for series in range(1, 6)]
+    for one, other in combinations(phases, 2):
+        assert math.dist(one, other) > 0.2, "two phases look alike"
 
 
 @pytest.mark.parametrize("width", [1400, 400])

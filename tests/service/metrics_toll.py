@@ -2,8 +2,8 @@
 
 One server under constant load, in which recording is switched off and on in short turns (A B B A ...), so that both
 meet the same machine. While it is on, `/metrics` is scraped every five seconds, as `deploy/prometheus` does. Tokens are
-those that the load client saw arrive in a turn, CPU time is all of the server's threads; the range is two standard
-errors of the mean over pairs of turns.
+those that the load client saw arrive in a turn, CPU time is all of the server's threads. Told are medians over pairs of
+turns, with the range they lie in with a probability of 95 %.
 """
 
 from __future__ import annotations
@@ -101,11 +101,12 @@ def rate_of(turn: Turn, sums: Sequence[tuple[float, float]]) -> Rate:
     return Rate(num_tokens / (turn.ended_s - turn.began_s), turn.cpu_s / num_tokens)
 
 
-def mean_and_range(ratios: Sequence[float]) -> tuple[float, float]:
-    """The mean of ratios in per cent above 1, and two standard errors of it."""
-    logs = [math.log(ratio) for ratio in ratios]
-    error = statistics.stdev(logs) / math.sqrt(len(logs))
-    return 100 * math.expm1(statistics.fmean(logs)), 200 * error
+def lost(ratios: Sequence[float]) -> str:
+    """The median of ratios, in per cent above 1, and where it lies with a probability of 95 %."""
+    ordered, middle = sorted(100 * (ratio - 1) for ratio in ratios), len(ratios) / 2
+    low = ordered[max(math.floor(middle - math.sqrt(len(ratios))), 0)]
+    high = ordered[min(math.ceil(middle + math.sqrt(len(ratios))), len(ratios) - 1)]
+    return f"{statistics.median(ordered):.2f} % ({low:.2f} to {high:.2f})"
 
 
 def report(turns: Sequence[Turn], result: CellResult) -> str:
@@ -114,13 +115,12 @@ def report(turns: Sequence[Turn], result: CellResult) -> str:
     pairs = [dict(rates[first : first + 2]) for first in range(0, len(rates), 2)]
     lines = []
     for is_on, name in ((False, "off"), (True, "on")):
-        tokens = statistics.fmean(pair[is_on].tokens_per_s for pair in pairs)
-        cpu = statistics.fmean(pair[is_on].cpu_per_token_s for pair in pairs)
+        tokens = statistics.median(pair[is_on].tokens_per_s for pair in pairs)
+        cpu = statistics.median(pair[is_on].cpu_per_token_s for pair in pairs)
         lines.append(f"recording {name}: {tokens:.0f} tokens/s, {1e6 * cpu:.1f} us of CPU a token")
-    lost, lost_range = mean_and_range([pair[False].tokens_per_s / pair[True].tokens_per_s for pair in pairs])
-    spent, spent_range = mean_and_range([pair[True].cpu_per_token_s / pair[False].cpu_per_token_s for pair in pairs])
-    lines.append(f"what it takes, over {len(pairs)} pairs of turns: {lost:.2f} % of throughput (+- {lost_range:.2f}),")
-    lines.append(f"  {spent:.2f} % of CPU time (+- {spent_range:.2f})")
+    throughput = lost([pair[False].tokens_per_s / pair[True].tokens_per_s for pair in pairs])
+    cpu_time = lost([pair[True].cpu_per_token_s / pair[False].cpu_per_token_s for pair in pairs])
+    lines.append(f"over {len(pairs)} pairs of turns it takes {throughput} of throughput, {cpu_time} of CPU time")
     return "\n".join([*lines, *failures([result]), *disturbances([result])])
 
 
