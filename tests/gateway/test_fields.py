@@ -18,10 +18,10 @@ Json = dict[str, Any]
 
 TOKENIZER = Tokenizer.load(MODEL_DIR)
 assert TOKENIZER is not None
-PROMPT = "Once upon a time"
+# Whoever can copy at all continues this with FIRST.
+PROMPT = "Once upon a time, there was a little girl. Once upon a time"
 PLAIN: Json = {"prompt": PROMPT, "temperature": 0, "max_tokens": 24, "seed": 7}
 WARM: Json = {**PLAIN, "temperature": 1}
-# What the shipped model continues PROMPT with begins like this, greedily.
 FIRST = ", there was a little girl"
 
 
@@ -285,7 +285,7 @@ ROWS: dict[str, Row] = {
         ),
         0,
         "must be greater than 0, got 0",
-        {**PLAIN, "max_tokens": 500, "ignore_eos": True},
+        {**PLAIN, "max_tokens": 490, "ignore_eos": True},
     ),
 }
 

@@ -54,7 +54,10 @@ SHAPE: Json = {
     "oneOf": [
         {
             "type": "object",
-            "properties": {"kind": {"const": "circle"}, "radius": {"type": "number", "multipleOf": 0.25, "minimum": 0}},
+            "properties": {
+                "kind": {"const": "circle"},
+                "radius": {"type": "number", "multipleOf": 0.25, "minimum": 0, "maximum": 99},
+            },
             "required": ["kind", "radius"],
             "additionalProperties": False,
         },
