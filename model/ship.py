@@ -111,7 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
-    Console().print(f"Wrote {options.out_dir}; read its {CARD_FILE} before it is passed on", highlight=False)
+    Console().print(
+        f"Wrote {options.out_dir}; read its {CARD_FILE} before it is passed on", highlight=False, soft_wrap=True
+    )
     return 0
 
 

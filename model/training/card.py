@@ -74,9 +74,11 @@ def trained_card(
 
 def _training(recipe: Recipe) -> dict[str, str]:
     training, last = recipe.training, _last_of_log(recipe)
+    final = f"{training.final_learning_rate:g}"
     schedule = {
-        "cosine": f"cosine to {training.final_learning_rate:g}",
-        "constant": f"constant, over the last {training.decay_steps} steps down to {training.final_learning_rate:g}",
+        "cosine": f"cosine to {final}",
+        "constant": "constant"
+        + (f", over the last {training.decay_steps} steps down to {final}" if training.decay_steps else ""),
     }[training.schedule]
     return {
         "steps": last["step"],
