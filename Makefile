@@ -45,10 +45,10 @@ soak: $(VENV)/installed-dev
 	$(BIN)/python -m loadtests soak --minutes $(MINUTES) --out runs/soak --overwrite $(ARGS)
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python -m loadtests.suite cells --out runs/bench --overwrite --duration 8 --max-seconds 1200 $(ARGS)
+	$(BIN)/python -m loadtests.suite cells --out runs/bench --overwrite --together --wait-quiet 20 --duration 6 --max-seconds 1200 $(ARGS)
 
 bench-peers: $(VENV)/installed-dev
-	$(BIN)/python -m loadtests.peers bench --out runs/bench-peers --overwrite --duration 8 --max-seconds 2400 $(ARGS)
+	$(BIN)/python -m loadtests.peers bench --out runs/bench-peers --overwrite --wait-quiet 20 --duration 6 --max-seconds 2400 $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-audit build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis

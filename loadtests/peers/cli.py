@@ -1,8 +1,9 @@
-"""The command line: install peers, and measure Tessera and them in turns on models of equal shape."""
+"""The command line: install peers, measure Tessera and them in turns on models of equal shape, check the client."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from loadtests import cli
 from loadtests.errors import LoadTestError
-from loadtests.peers.contest import CONTESTS, Peers
+from loadtests.peers import guidellm
+from loadtests.peers.contest import CONTESTS, USERS, Peers
 from loadtests.peers.standing import Standing, save_standings_plot, standings, standings_report
 from loadtests.results import load_results
 from loadtests.rows import rows
@@ -26,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, more = _parser().parse_known_args(arguments)
     peers = Peers(options.peers_dir.absolute())
     try:
+        if options.command == "check":
+            return _check(peers, options)
         peers.install()
         for name, reason in peers.missing.items():
             print(f"{name} is missing: {reason}", file=sys.stderr)
@@ -35,6 +39,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoadTestError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _check(peers: Peers, options: argparse.Namespace) -> int:
+    """Both clients on the small shape."""
+    shape = Shape(SHAPES[0], options.models)
+    options.out.mkdir(parents=True, exist_ok=True)
+    shape.prepare()
+    environment = guidellm.install(peers.directory)
+    tokenizer = peers.transformer(shape) / "hugging-face"
+    command = shape.tessera("bfloat16", max_num_seqs=USERS)
+    found = asyncio.run(guidellm.check(command, environment, tokenizer, options.out.absolute(), options.seconds))
+    text = guidellm.check_table(found)
+    (options.out / "check.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 0
 
 
 def _bench(peers: Peers, options: argparse.Namespace, more: Sequence[str]) -> int:
@@ -86,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--shapes", default=",".join(SHAPES), metavar="NAMES", help="default: %(default)s")
     bench.add_argument("--only", metavar="NAMES", help="of the servers, such as tessera,llama.cpp")
     bench.add_argument("--models", type=Path, default=Path("runs/models"), help="where they are kept, or made")
-    for command in (install, bench):
+    check = commands.add_parser("check", help="the same cells with our client and with GuideLLM")
+    check.add_argument("--out", type=Path, required=True, help="directory for results")
+    check.add_argument("--seconds", type=float, default=10.0, help="of each cell (default: %(default)s)")
+    check.add_argument("--models", type=Path, default=Path("runs/models"), help="where they are kept, or made")
+    for command in (install, bench, check):
         command.add_argument("--peers-dir", type=Path, default=Path("runs/peers"), help="default: %(default)s")
     return parser

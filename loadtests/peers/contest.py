@@ -51,7 +51,7 @@ class Peers:
 
     def commands(self, shape: Shape) -> Mapping[str, str]:
         """Of every server that can take part, by name, with `{port}` in it. Writes the transformer on first use."""
-        model = self._transformer(shape)
+        model = self.transformer(shape)
         sizes = {"max_num_seqs": USERS, "max_model_len": MAX_MODEL_LEN}
         found = {"tessera": shape.tessera("bfloat16", max_num_seqs=USERS)}
         if vllm.NAME not in self.missing:
@@ -71,7 +71,8 @@ class Peers:
             environment.complete(TOOLS)
         return environment
 
-    def _transformer(self, shape: Shape) -> Path:
+    def transformer(self, shape: Shape) -> Path:
+        """Its directory; written on first use. Raises InstallError."""
         path = shape.models.absolute() / f"{shape.preset}-transformer"
         if not (path / "q8_0.gguf").exists():
             tools = self._tools()

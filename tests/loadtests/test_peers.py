@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtests.peers import llama_cpp, vllm
+from loadtests.peers import guidellm, llama_cpp, vllm
 from loadtests.peers.cli import main
 from loadtests.peers.contest import CONTESTS, Peers
 from loadtests.peers.environment import Environment, InstallError
@@ -81,6 +81,20 @@ def test_what_cannot_be_installed_is_said_with_the_step_that_failed(tmp_path: Pa
     environment.complete("1")
     assert environment.is_complete("1")
     assert not environment.is_complete("2")
+
+
+def test_what_another_client_saw_is_read_from_its_report() -> None:
+    def one(median: float) -> dict[str, object]:
+        return {"successful": {"median": median, "percentiles": {"p95": 2 * median}}}
+
+    metrics = {
+        "time_to_first_token_ms": one(80.0),
+        "inter_token_latency_ms": one(3.0),
+        "output_tokens_per_second": {"total": {"mean": 1500.0}},
+        "request_totals": {"successful": 40},
+    }
+    seen = guidellm.read_report({"benchmarks": [{"metrics": metrics}]}, concurrency=8)
+    assert "| c8 | guidellm | 1500 | 80.0 | 160 | 3.00 | 40 |" in guidellm.check_table([seen])
 
 
 def test_what_is_installed_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
