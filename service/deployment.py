@@ -14,11 +14,13 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
+from service.autoscaling import Scaling
 from service.config import EngineConfig
 from service.engine.errors import EngineError
 from service.gateway.app import create_app
 from service.keys import load_keys
 from service.logs import LogFormat, configure_logging
+from service.ray_autoscaling import autoscaling_config
 from service.ray_client import RayEngineClient
 from service.ray_engine import ENGINE, EngineReplica, LoadEngine, load_engine
 from service.ray_peers import RayPeers
@@ -53,23 +55,29 @@ def engine_application(
     config: EngineConfig,
     *,
     num_replicas: int = 1,
+    scaling: Scaling | None = None,
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
     drain_timeout_s: float = 60.0,
+    update_surge: int = 25,
     log_format: LogFormat = "text",
     load: LoadEngine = load_engine,
 ) -> Application:
-    """The application of `num_replicas` engines, each with these CPUs and GPUs.
+    """The application of `num_replicas` engines, or of as many as `scaling` says, each with these CPUs and GPUs.
 
     CPUs count for Ray's scheduling alone; threads are `config.num_threads`.
-    `drain_timeout_s` is how long a replica that has to go waits for the requests it is working on.
+    `drain_timeout_s` is how long a replica that has to go waits for the requests it is working on. In an update
+    `update_surge` percent more replicas may be there, so that old ones go when new ones serve.
     """
     capacity = config.max_num_seqs + config.max_num_waiting
+    most_replicas = num_replicas if scaling is None else scaling.max_replicas
     deployment = serve.deployment(
         name=ENGINE,
-        num_replicas=num_replicas,
+        num_replicas=num_replicas if scaling is None else None,
+        autoscaling_config=None if scaling is None else autoscaling_config(scaling),
+        max_surge_percent=update_surge,
         max_ongoing_requests=2 * capacity + _MAX_GATEWAYS + _REFUSAL_SLACK,
-        max_queued_requests=capacity * num_replicas + _REFUSAL_SLACK,
+        max_queued_requests=capacity * most_replicas + _REFUSAL_SLACK,
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
         health_check_period_s=1.0,
         health_check_timeout_s=10.0,
@@ -97,7 +105,9 @@ class GatewayReplica:
         while client is None:
             # Engines take as long as they take to load; should they fail, the application does.
             with contextlib.suppress(EngineError):
-                client = await RayEngineClient.connect(engine, resume_timeout_s=settings.resume_timeout)
+                client = await RayEngineClient.connect(
+                    engine, resume_timeout_s=settings.resume_timeout, wake_timeout_s=settings.wake_timeout
+                )
         context = serve.get_replica_context()
         name = context.replica_id.unique_id
         served = served_model(settings, await client.info())
@@ -132,6 +142,8 @@ def build(args: Mapping[str, Any]) -> Application:
     engine = engine_application(
         settings.engine_config(),
         num_replicas=settings.replicas,
+        scaling=settings.scaling(),
+        update_surge=settings.update_surge,
         num_cpus=settings.threads or 1,
         num_gpus=settings.num_gpus,
         drain_timeout_s=settings.drain_timeout,
@@ -140,6 +152,7 @@ def build(args: Mapping[str, Any]) -> Application:
     gateway = serve.deployment(
         name=GATEWAY,
         max_ongoing_requests=_MAX_CONNECTIONS,
+        max_surge_percent=settings.update_surge,
         ray_actor_options={"num_cpus": 0.5},
         graceful_shutdown_timeout_s=settings.drain_timeout,
         graceful_shutdown_wait_loop_s=0.5,

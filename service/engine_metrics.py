@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from service.engine.distribution import Distribution
-from service.engine.stats import EngineStats
+from service.engine.stats import EngineStats, Fleet
 
 PREFIX = "mosaic_"
 
@@ -40,13 +40,21 @@ _COUNTERS = (
 )  # fmt: skip
 
 
-def engine_families(snapshots: Sequence[EngineStats] | None) -> Iterator[Metric]:
-    """The metrics of all replicas, labelled with their names. `snapshots` is None where the engine was silent."""
+def engine_families(snapshots: Sequence[EngineStats] | None, fleet: Fleet | None) -> Iterator[Metric]:
+    """The metrics of all replicas, labelled with their names. `snapshots` is None where the engine was silent, `fleet`
+    where nobody knows.
+    """
     yield GaugeMetricFamily(
         PREFIX + "engine_up", "Whether the engine answered this scrape.", value=float(snapshots is not None)
     )
     replicas = snapshots or ()
     yield GaugeMetricFamily(PREFIX + "num_engine_replicas", "Engine replicas that answered.", value=len(replicas))
+    wanted = GaugeMetricFamily(
+        PREFIX + "num_engine_replicas_wanted", "Engine replicas that there should be, those that start included."
+    )
+    if fleet is not None:
+        wanted.add_metric([], fleet.num_wanted)
+    yield wanted
     for name, documentation, attribute in _GAUGES:
         gauge = GaugeMetricFamily(PREFIX + name, documentation, labels=["replica"])
         for stats in replicas:

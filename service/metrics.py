@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from service.engine.distribution import Tally
-from service.engine.stats import EngineInfo, EngineStats
+from service.engine.stats import EngineInfo, EngineStats, Fleet
 from service.engine_metrics import PREFIX, cumulated, engine_families
 
 # Seconds. Small models answer within a few milliseconds, so that is where the buckets are finest.
@@ -236,11 +236,13 @@ class GatewayMetrics:
         return PlainCounter(PREFIX + name, documentation, self.registry)
 
 
-def render(gateways: Iterable[Sequence[Metric]], snapshots: Sequence[EngineStats] | None) -> bytes:
+def render(
+    gateways: Iterable[Sequence[Metric]], snapshots: Sequence[EngineStats] | None, fleet: Fleet | None = None
+) -> bytes:
     """Everything in Prometheus' text format: what each gateway measured, and `snapshots` of the engine replicas, None
     where the engine did not answer.
     """
-    return generate_latest(Families([*merged(gateways), *engine_families(snapshots)]))
+    return generate_latest(Families([*merged(gateways), *engine_families(snapshots, fleet)]))
 
 
 def merged(gateways: Iterable[Sequence[Metric]]) -> list[Metric]:

@@ -21,16 +21,18 @@ from service.delivery import Delivery
 from service.engine.errors import EngineDeadError, EngineError, EngineOverloadedError, RequestRejectedError
 from service.engine.inspection import Inspection
 from service.engine.request import FinishReason, Request, RequestOutput
-from service.engine.stats import EngineHealth, EngineInfo, EngineStats
+from service.engine.stats import EngineHealth, EngineInfo, EngineStats, Fleet
 from service.flight import EngineLostError, Flight
 from service.ray_broadcast import ask_all
 from service.ray_engine import PULSE_PERIOD_S, EngineReplica
+from service.ray_fleet import ask_fleet
 from service.wire import Hello, Item, Pulse, StepMessage, StreamError, Verdict, unpack
 
 logger = logging.getLogger(__name__)
 
 REPLICA_TIMEOUT_S = 10.0
 RESUME_TIMEOUT_S = 60.0
+WAKE_TIMEOUT_S = 120.0
 TEND_PERIOD_S = 2.0
 # A replica whose stream has been silent for this many seconds counts as unhealthy; it speaks every second.
 SILENCE_TIMEOUT_S = 6.0
@@ -94,6 +96,7 @@ class RayEngineClient:
         *,
         replica_timeout_s: float = REPLICA_TIMEOUT_S,
         resume_timeout_s: float = RESUME_TIMEOUT_S,
+        wake_timeout_s: float = WAKE_TIMEOUT_S,
     ) -> None:
         # By value (gRPC between the processes, plain pickle) a message costs a fifth of one through Ray's objects.
         self._handle = deployment.options(
@@ -106,6 +109,9 @@ class RayEngineClient:
         self._id = uuid.uuid4().hex
         self._replica_timeout_s = replica_timeout_s
         self._resume_timeout_s = resume_timeout_s
+        self._wake_timeout_s = wake_timeout_s
+        self._woken_s: float | None = None
+        self._fleet: Fleet | None = None
         self._links: dict[str, _Link] = {}
         self._flights: dict[str, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,9 +126,15 @@ class RayEngineClient:
         *,
         replica_timeout_s: float = REPLICA_TIMEOUT_S,
         resume_timeout_s: float = RESUME_TIMEOUT_S,
+        wake_timeout_s: float = WAKE_TIMEOUT_S,
     ) -> RayEngineClient:
         """A client with a stream from every replica there is. Raises EngineError when none answers in time."""
-        client = cls(deployment, replica_timeout_s=replica_timeout_s, resume_timeout_s=resume_timeout_s)
+        client = cls(
+            deployment,
+            replica_timeout_s=replica_timeout_s,
+            resume_timeout_s=resume_timeout_s,
+            wake_timeout_s=wake_timeout_s,
+        )
         try:
             await client._open_link()
             await client._look_around()
@@ -174,6 +186,8 @@ class RayEngineClient:
         """Green while any replica is."""
         healths = [link.health for link in self._links.values()]
         if not healths:
+            if self._is_asleep:
+                return EngineHealth(True, "no engine replica runs; a request starts one", is_asleep=True)
             return EngineHealth(False, "no engine replica is reachable")
         return min(healths, key=lambda health: (not health.is_healthy, health.seconds_since_progress))
 
@@ -193,6 +207,10 @@ class RayEngineClient:
                 break
             await asyncio.sleep(_PULSE_POLL_S)
         return [*told.values(), *(link.pulse.stats for link in others if link.pulse_at_s >= asked_at_s)]
+
+    def fleet(self) -> Fleet | None:
+        """See `EngineClient.fleet`: at most a few seconds old."""
+        return self._fleet
 
     async def inspect(self, seconds: float = 0.0) -> Sequence[Inspection]:
         """See `EngineClient.inspect`. A replica that does not answer within a second is left out."""
@@ -317,8 +335,12 @@ class RayEngineClient:
     async def _first(self, call: _Call) -> Item:
         """The first item of a call. Raises EngineError, also when no replica takes it in time."""
 
+        timeout_s = self._replica_timeout_s
+        if self._is_asleep:
+            timeout_s = self._wake()
+
         async def answer() -> Item:
-            async with asyncio.timeout(self._replica_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return await anext(call)
 
         def take_back(done: asyncio.Future[Item]) -> None:
@@ -341,6 +363,25 @@ class RayEngineClient:
         except Exception as error:
             _cancel(call)
             raise self._explained(error) from error
+
+    @property
+    def _is_asleep(self) -> bool:
+        """Whether there is no replica because nothing was asked for, or the first one is on its way."""
+        if self._links:
+            return False
+        return self._is_waking or (self._fleet is not None and self._fleet.num_wanted == 0)
+
+    @property
+    def _is_waking(self) -> bool:
+        return self._woken_s is not None and time.monotonic() < self._woken_s + self._wake_timeout_s
+
+    def _wake(self) -> float:
+        """A call goes where there is no replica yet, which makes Serve start one: how long to wait for it."""
+        now_s = time.monotonic()
+        if self._woken_s is None or not self._is_waking:
+            self._woken_s = now_s
+            logger.info("no engine replica runs; a request starts one")
+        return max(self._woken_s + self._wake_timeout_s - now_s, self._replica_timeout_s)
 
     @property
     def _seconds_per_request(self) -> float:
@@ -372,6 +413,7 @@ class RayEngineClient:
                 raise hello.refusal
             assert isinstance(hello, Hello)
             self._info = self._info or hello.info
+            self._woken_s = None
             link = self._links[hello.replica] = _Link(hello.replica, hello.info, stream, hello.pulse)
             self._start(self._read(link))
 
@@ -410,6 +452,7 @@ class RayEngineClient:
             await self._look_around()
 
     async def _look_around(self) -> None:
+        await self._look_at_fleet()
         try:
             told, num_silent = await self._ask_stats()
         except DeploymentUnavailableError:
@@ -426,6 +469,15 @@ class RayEngineClient:
         for _ in replicas - self._links.keys():
             with contextlib.suppress(EngineError):
                 await self._open_link()
+
+    async def _look_at_fleet(self) -> None:
+        was_asleep = self._is_asleep
+        try:
+            self._fleet = await ask_fleet(self._handle.app_name, self._handle.deployment_name)
+        except Exception as error:  # The controller may be away; replicas are not.
+            logger.debug("cannot ask how many engine replicas there should be: %s", _first_line(error))
+        if was_asleep and not self._is_asleep and not self._links:
+            self._wake()  # as somebody else's request has done
 
     async def _ask_stats(self) -> tuple[dict[str, EngineStats], int]:
         """What the replicas that take requests say of themselves within a second, and how many of them do not."""

@@ -44,6 +44,8 @@ _SERVE_ENV = {
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # A thread of Serve's that outlives the cluster would start another one.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # No HTTP of Serve's own: the gateway listens in this process.
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     "RAY_SERVE_ENABLE_HA_PROXY": "0",

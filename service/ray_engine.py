@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, Callable, Set
 from typing import Protocol
 
 from ray import serve
 
+from service.autoscaling import UseMeter
 from service.config import EngineConfig
 from service.engine.errors import EngineDeadError, EngineError
 from service.engine.inspection import Inspection
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
 from service.mailbox import Mailbox
+from service.ray_autoscaling import report
 from service.ray_router import CACHE_TOKENS
 from service.wire import Hello, Item, Pulse, StreamError, Verdict
 
@@ -99,6 +102,7 @@ class EngineReplica:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._gateways: dict[str, _Gateway] = {}
         self._failure = ""
+        self._use = UseMeter()
         self._block_size = config.block_size if config.prefix_cache else 0
         self._engine = await asyncio.to_thread(load, config, self._name)
         self._engine.start()
@@ -125,6 +129,11 @@ class EngineReplica:
     def record_routing_stats(self) -> dict[str, int]:
         """For routers: how many tokens this engine's memory can hold for prompts to come."""
         return {CACHE_TOKENS: self._engine.stats().num_blocks * self._block_size}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """For Serve's controller, which decides how many replicas there are; asked by Serve about once a second."""
+        stats = self._engine.stats()
+        return report(stats, self._use.share(stats.work_s, time.monotonic()))
 
     async def stats(self) -> EngineStats:
         """Counters and gauges of this moment."""

@@ -42,6 +42,7 @@ def serve_ray(settings: ServeSettings, progress: Progress) -> None:
     """
     configure_logging(settings.log_level, settings.log_format)
     config = _engine_config(settings)
+    settings.scaling()
     require_model(settings.model)
     require_tracing(settings)
     with open_front_door(settings) as door:
@@ -60,23 +61,23 @@ def _engine_config(settings: ServeSettings) -> EngineConfig:
     config = settings.engine_config()
     if config.num_threads is None and settings.ray_address is None:
         cores = len(os.sched_getaffinity(0))
-        config = replace(config, num_threads=max(1, cores // settings.replicas))
+        config = replace(config, num_threads=max(1, cores // settings.most_replicas))
     return config
 
 
 async def _serve(settings: ServeSettings, config: EngineConfig, door: FrontDoor, progress: Progress) -> None:
     # One CPU more than replicas, for the process that Serve is controlled by: Ray starts a worker for each at once.
-    cluster = RayCluster(settings.ray_address, num_cpus=settings.replicas + 1)
+    cluster = RayCluster(settings.ray_address, num_cpus=settings.most_replicas + 1)
     code = ExitCode.INTERRUPTED
     try:
         with _cancelled_by_signals():
             with progress.step("Starting Ray" if settings.ray_address is None else "Joining Ray"):
                 await cluster.start()
-                await cluster.require_gpus(settings.replicas * settings.num_gpus)
+                await cluster.require_gpus(settings.most_replicas * settings.num_gpus)
             with progress.step(f"Loading {settings.model_name}"):
                 app_name = _app_name(settings)
                 await cluster.deploy(lambda: _application(settings, config), app_name)
-                client = await _connect(app_name, settings.resume_timeout)
+                client = await _connect(app_name, settings)
             await serve_client(settings, client, door, progress)
             code = ExitCode.OK
     finally:
@@ -92,6 +93,8 @@ def _application(settings: ServeSettings, config: EngineConfig) -> Application:
     return engine_application(
         config,
         num_replicas=settings.replicas,
+        scaling=settings.scaling(),
+        update_surge=settings.update_surge,
         num_cpus=1 if settings.ray_address is None else config.num_threads or 1,
         num_gpus=settings.num_gpus,
         drain_timeout_s=settings.drain_timeout,
@@ -104,7 +107,7 @@ def _app_name(settings: ServeSettings) -> str:
     return "tessera-" + re.sub(r"[^\w.-]", "-", settings.model_name)
 
 
-async def _connect(app_name: str, resume_timeout_s: float) -> EngineClient:
+async def _connect(app_name: str, settings: ServeSettings) -> EngineClient:
     from ray import serve
 
     from service.ray_client import RayEngineClient
@@ -112,7 +115,9 @@ async def _connect(app_name: str, resume_timeout_s: float) -> EngineClient:
 
     try:
         engines = serve.get_deployment_handle(ENGINE, app_name)
-        return await RayEngineClient.connect(engines, resume_timeout_s=resume_timeout_s)
+        return await RayEngineClient.connect(
+            engines, resume_timeout_s=settings.resume_timeout, wake_timeout_s=settings.wake_timeout
+        )
     except EngineError as error:
         raise EngineStartError(str(error)) from error
 

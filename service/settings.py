@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.autoscaling import Scaling
 from service.config import DType, EngineConfig, KernelName, Quantization
 from service.errors import UsageError
 from service.gateway.settings import GatewaySettings
@@ -189,7 +190,49 @@ class ServeSettings(EngineSettings):
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "Server", "Least severe log line shown.")
     log_format: LogFormat = option("text", "Server", "Lines of text, or one JSON object a line.")
     local: bool = option(False, "Ray", "One process: gateway and engine together, without Ray.")
-    replicas: int = option(1, "Ray", "Engine replicas.", ge=1)
+    replicas: int = option(1, "Ray", "Engine replicas; with --max-replicas, those to start with.", ge=1)
+    min_replicas: int = option(
+        1, "Ray", "Fewest engine replicas, with --max-replicas. 0: none where nothing is asked for.", ge=0
+    )
+    max_replicas: int | None = option(
+        None,
+        "Ray",
+        "Most engine replicas: there are as many as the tokens to be computed need. Default: always --replicas.",
+        ge=1,
+    )
+    target_backlog: float = option(
+        10.0,
+        "Ray",
+        "Seconds of work, at its measured speed, that each replica may have before there are more, up to "
+        "--max-replicas.",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    upscale_delay: float = option(
+        5.0, "Ray", "Seconds for which more replicas have to be needed before they start.", ge=0, allow_inf_nan=False
+    )
+    downscale_delay: float = option(
+        60.0,
+        "Ray",
+        "Seconds for which fewer replicas have to be enough before one ends, the last one included.",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    wake_timeout: float = option(
+        120.0,
+        "Ray",
+        "Seconds that a request waits for the first replica where --min-replicas 0 has left none.",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    update_surge: int = option(
+        25,
+        "Ray",
+        "Replicas that an update in a cluster may start beyond their number, in percent, rounded up, so that old ones "
+        "serve until new ones do. 0: old ones go first.",
+        ge=0,
+        le=100,
+    )
     num_gpus: float = option(0.0, "Ray", "GPUs of each replica.", ge=0, allow_inf_nan=False)
     resume_timeout: float = option(
         60.0,
@@ -230,6 +273,27 @@ class ServeSettings(EngineSettings):
             )
         except ValueError as error:
             raise UsageError(name_flags(str(error))) from error
+
+    @property
+    def most_replicas(self) -> int:
+        """As many as there may ever be."""
+        return self.max_replicas or self.replicas
+
+    def scaling(self) -> Scaling | None:
+        """How the number of replicas changes; None where it does not. Raises UsageError where it cannot be so."""
+        if self.max_replicas is None:
+            return None
+        try:
+            return Scaling(
+                min_replicas=self.min_replicas,
+                max_replicas=self.max_replicas,
+                initial_replicas=self.replicas,
+                target_backlog_s=self.target_backlog,
+                upscale_delay_s=self.upscale_delay,
+                downscale_delay_s=self.downscale_delay,
+            )
+        except ValueError as error:
+            raise UsageError(name_flags(str(error)).replace("initial_replicas", flag("replicas"))) from error
 
     def gateway_settings(self) -> GatewaySettings:
         """What a gateway is told."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from service.engine.async_engine import AsyncEngine
 from service.engine.inspection import Inspection
 from service.engine.request import Request, RequestOutput
-from service.engine.stats import EngineHealth, EngineInfo, EngineStats
+from service.engine.stats import EngineHealth, EngineInfo, EngineStats, Fleet
 
 
 class LocalEngineClient:
@@ -39,6 +39,9 @@ class LocalEngineClient:
 
     async def stats(self, *, max_age_s: float = 0.0) -> list[EngineStats]:  # noqa: ARG002 - it costs nothing to ask
         return [self._engine.stats()]
+
+    def fleet(self) -> Fleet:
+        return Fleet(num_wanted=1, num_running=1)
 
     async def inspect(self, seconds: float = 0.0) -> list[Inspection]:
         return [self._engine.inspect(seconds)]

@@ -70,11 +70,23 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """Whether a request sent now would make progress. `reason` says why not, in words fit for a client."""
+    """Whether a request sent now would make progress. `reason` says why not, in words fit for a client.
+
+    Where it `is_asleep`, no engine runs, because nothing was asked for; a request wakes one and waits for it.
+    """
 
     is_healthy: bool
     reason: str = ""
     seconds_since_progress: float = 0.0
+    is_asleep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """How many engine replicas there should be, and how many of them are there."""
+
+    num_wanted: int
+    num_running: int
 
 
 @dataclass(frozen=True, slots=True)

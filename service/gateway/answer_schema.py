@@ -104,9 +104,9 @@ class HealthResponse(BaseModel):
 
 
 class ProbeResponse(BaseModel):
-    """The answer of a probe that passed."""
+    """The answer of a probe that passed. `asleep` is a server whose next request starts an engine, and waits for it."""
 
-    status: Literal["ok"]
+    status: Literal["ok", "asleep"]
 
 
 class VersionResponse(BaseModel):

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from service.engine.inspection import Inspection
 from service.engine.request import Request, RequestOutput
-from service.engine.stats import EngineHealth, EngineInfo, EngineStats
+from service.engine.stats import EngineHealth, EngineInfo, EngineStats, Fleet
 
 
 class EngineClient(Protocol):
@@ -32,6 +32,10 @@ class EngineClient(Protocol):
 
     async def stats(self, *, max_age_s: float = 0.0) -> Sequence[EngineStats]:
         """One snapshot per replica, taken at most `max_age_s` ago where that spares asking."""
+        ...
+
+    def fleet(self) -> Fleet | None:
+        """As last known; None where it is not."""
         ...
 
     async def inspect(self, seconds: float = 0.0) -> Sequence[Inspection]:

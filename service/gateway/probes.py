@@ -34,8 +34,9 @@ async def readyz(request: Request) -> Response:
     """Whether to send requests here: the engine is well and the server is not going away."""
     gateway = gateway_of(request)
     gateway.drain.check_ready()
-    _require_healthy(await _health(gateway))
-    return json_response(ProbeResponse(status="ok"))
+    report = await _health(gateway)
+    _require_healthy(report)
+    return json_response(ProbeResponse(status="asleep" if report.is_asleep else "ok"))
 
 
 @router.head("/health", include_in_schema=False)
@@ -61,7 +62,7 @@ async def version(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """All metrics, for Prometheus: of every gateway and every engine replica, whichever gateway answers."""
     found = await gateway_of(request).surveyor.survey()
-    return Response(render(found.gateways, found.replicas), headers={"content-type": CONTENT_TYPE_LATEST})
+    return Response(render(found.gateways, found.replicas, found.fleet), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _health(gateway: Gateway) -> EngineHealth:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from prometheus_client.core import Metric
 
 from service.engine.inspection import Inspection
-from service.engine.stats import EngineStats
+from service.engine.stats import EngineStats, Fleet
 from service.gateway.client import EngineClient
 from service.gateway.outage import Outage
 from service.gateway.peers import Peers
@@ -21,10 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What each gateway measured, and each replica; `replicas` is None where the engine did not answer."""
+    """What each gateway measured, and each replica; `replicas` is None where the engine did not answer, and `fleet`
+    where nobody knows.
+    """
 
     gateways: list[Sequence[Metric]]
     replicas: Sequence[EngineStats] | None
+    fleet: Fleet | None = None
 
 
 class Surveyor:
@@ -46,7 +49,7 @@ class Surveyor:
             self._ask("the other gateways", self._peers.families()),
         )
         # Last, so that it counts all that has happened while the others were asked.
-        return Survey([self._metrics.families(), *(peers or ())], replicas)
+        return Survey([self._metrics.families(), *(peers or ())], replicas, self._engine.fleet())
 
     async def inspect(self) -> Sequence[Inspection]:
         """A look into every replica, as it is now."""

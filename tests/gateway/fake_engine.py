@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
 from service.engine.inspection import Inspection
 from service.engine.request import FinishReason, Request, RequestOutput, RequestTiming
-from service.engine.stats import EngineHealth, EngineInfo, EngineStats
+from service.engine.stats import EngineHealth, EngineInfo, EngineStats, Fleet
 
 Script = Callable[[Request], AsyncGenerator[RequestOutput, None]]
 
@@ -106,6 +106,7 @@ class FakeEngine:
         self.running: set[str] = set()
         self.aborted: list[str] = []
         self.health_report: EngineHealth | Exception | None = EngineHealth(True, seconds_since_progress=0.5)
+        self.fleet_report: Fleet | None = Fleet(1, 1)
         self.inspections: Sequence[Inspection] = []
         self.snapshots: Sequence[EngineStats] | Exception = [EngineStats("0", num_blocks=8, num_free_blocks=6)]
 
@@ -140,6 +141,9 @@ class FakeEngine:
         if isinstance(self.snapshots, Exception):
             raise self.snapshots
         return self.snapshots
+
+    def fleet(self) -> Fleet | None:
+        return self.fleet_report
 
     async def inspect(self, seconds: float = 0.0) -> Sequence[Inspection]:
         return self.inspections

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from model.tokenizer import Tokenizer
-from service.engine.stats import EngineHealth
+from service.engine.stats import EngineHealth, Fleet
 from service.gateway.settings import GatewaySettings
 from service.version import package_version
 from tests.gateway.fake_engine import FakeEngine
@@ -102,3 +102,17 @@ def test_the_document_describes_bodies_and_errors(client: httpx.Client) -> None:
     assert error == {"$ref": "#/components/schemas/ErrorResponse"}
     for path in ("/", "/static/{name}"):
         assert path not in document["paths"]
+
+
+def test_a_server_that_sleeps_is_ready_and_says_so(client: httpx.Client, engine: FakeEngine) -> None:
+    engine.health_report = EngineHealth(True, "no engine replica runs; a request starts one", is_asleep=True)
+    engine.snapshots, engine.fleet_report = [], Fleet(0, 0)
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "asleep"})
+    assert client.get("/health").status_code == 200
+    lines = client.get("/metrics").text.splitlines()
+    assert "mosaic_num_engine_replicas_wanted 0.0" in lines
+    engine.fleet_report = None
+    assert not any(
+        line.startswith("mosaic_num_engine_replicas_wanted") for line in client.get("/metrics").text.splitlines()
+    )

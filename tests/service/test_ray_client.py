@@ -56,10 +56,10 @@ async def client(cluster: RayCluster) -> AsyncIterator[RayEngineClient]:
     await asyncio.to_thread(serve.delete, "well")
 
 
-async def collect(client: RayEngineClient, request: Request) -> list[int]:
+async def collect(client: RayEngineClient, request: Request, timeout_s: float = 30) -> list[int]:
     """All ids of a request; checks that it has one end, at the end."""
     ids: list[int] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(timeout_s):
         outputs = [output async for output in client.generate(request)]
     for output in outputs:
         assert output.request_id == request.request_id

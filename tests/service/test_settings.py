@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from service.autoscaling import Scaling
 from service.config import EngineConfig
 from service.errors import UsageError
 from service.settings import ServeSettings, env_name, flag, load_settings
@@ -137,6 +138,16 @@ def test_defaults_are_those_of_the_engine_config() -> None:
 def test_a_gpu_for_each_replica_means_cuda() -> None:
     assert load_settings({"num_gpus": 0.5}, {}, None).engine_config().device == "cuda"
     assert load_settings({"num_gpus": 1, "device": "cuda:0"}, {}, None).engine_config().device == "cuda:0"
+
+
+def test_the_number_of_replicas_is_fixed_unless_there_is_a_most() -> None:
+    assert load_settings({"replicas": 3, "min_replicas": 0}, {}, None).scaling() is None
+    given = {"min_replicas": 0, "max_replicas": 4, "target_backlog": 2, "upscale_delay": 1, "downscale_delay": 9}
+    settings = load_settings(given, {}, None)
+    assert settings.scaling() == Scaling(0, 4, 1, target_backlog_s=2, upscale_delay_s=1, downscale_delay_s=9)
+    assert (settings.most_replicas, ServeSettings(replicas=3).most_replicas) == (4, 3)
+    with pytest.raises(UsageError, match=r"^--replicas \(3\) must be between --min-replicas \(1\) and --max-replicas"):
+        load_settings({"replicas": 3, "max_replicas": 2}, {}, None).scaling()
 
 
 def test_contradictions_are_reported_by_option() -> None:
