@@ -88,7 +88,12 @@ class ModelRunner:
         token_ids: list[int | None] = [None] * len(plan.scheduled)
         if not sampled:
             return StepOutput(token_ids)
-        logits = logits[sampled, : self._num_sampled_ids]
+        # Where all sample, which is what decoding is, nothing is copied.
+        logits = (
+            logits[:, : self._num_sampled_ids]
+            if len(sampled) == len(logits)
+            else logits[sampled, : self._num_sampled_ids]
+        )
         rows = [self._sampling_row(plan.scheduled[i]) for i in sampled]
         told = [n for n, row in enumerate(rows) if row.params.num_logprobs is not None]
         untouched = logits[told] if told else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -61,6 +62,8 @@ class Scheduler:
         self.finished: deque[RequestRecord] = deque(maxlen=_MAX_RECORDS)
         self._clock = clock
         self._timed: dict[str, Sequence] = {}
+        # No deadline is earlier; so a step most often asks one number, not every request.
+        self._next_deadline_s = math.inf
         # Free blocks that admission leaves alone, so that a newcomer does not at once preempt or get preempted.
         self._watermark = blocks.num_blocks // 100
 
@@ -92,6 +95,7 @@ class Scheduler:
         self.waiting.append(sequence)
         if request.timeout_s is not None:
             self._timed[request.request_id] = sequence
+            self._next_deadline_s = min(self._next_deadline_s, sequence.deadline_s)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request wherever it is and frees its memory; None when it is not here (any more)."""
@@ -106,10 +110,14 @@ class Scheduler:
         if not self._timed:
             return []
         now_s = self._clock()
+        if now_s < self._next_deadline_s:
+            return []
         late = [sequence for sequence in self._timed.values() if sequence.deadline_s <= now_s]
         for sequence in late:
             self._take_out(sequence)
-        return [self._finish(sequence, FinishReason.DEADLINE) for sequence in late]
+        outputs = [self._finish(sequence, FinishReason.DEADLINE) for sequence in late]
+        self._next_deadline_s = min((sequence.deadline_s for sequence in self._timed.values()), default=math.inf)
+        return outputs
 
     def _take_out(self, sequence: Sequence) -> None:
         if sequence.status is RequestStatus.RUNNING:
@@ -275,6 +283,7 @@ class Scheduler:
             assert sequence.slot is None
         live = {s.request_id for s in (*self.running, *self.waiting) if s.request.timeout_s is not None}
         assert self._timed.keys() == live, "a request outlives its deadline, or its deadline outlives it"
+        assert all(s.deadline_s >= self._next_deadline_s for s in self._timed.values()), "a deadline is not waited for"
         self.waiting.check_integrity()
         admitted = [s.seniority for s in (*self.running, *self.waiting) if s.seniority is not None]
         assert len(admitted) >= len(self.running)
