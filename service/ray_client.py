@@ -214,7 +214,10 @@ class RayEngineClient:
 
     async def inspect(self, seconds: float = 0.0) -> Sequence[Inspection]:
         """See `EngineClient.inspect`. A replica that does not answer within a second is left out."""
-        return (await ask_all(self._handle, "inspect", seconds)).told
+        try:
+            return (await ask_all(self._handle, "inspect", seconds)).told
+        except DeploymentUnavailableError:  # as after scaling to none
+            return ()
 
     async def close(self) -> None:
         """Ends every stream, and with it, on the replicas, every request of this gateway."""

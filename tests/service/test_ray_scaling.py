@@ -85,7 +85,7 @@ async def test_what_comes_while_none_is_there_waits_for_one(client: RayEngineCli
     await until(lambda: not client._links)
     health = await client.health()
     assert (health.is_healthy, health.is_asleep) == (True, True)
-    assert await client.stats() == []
+    assert list(await client.stats()) == list(await client.inspect()) == []
     requests = [make_request(f"wake-{n}", (n + 1,), 20, ignore_eos=True) for n in range(12)]
     answers = await asyncio.gather(*(collect(client, request) for request in requests))
     assert answers == [continuation(request) for request in requests]
