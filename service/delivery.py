@@ -103,6 +103,7 @@ class Delivery:
         if self.num_losses:
             output = self._as_one(output, is_first)
         if is_first:
+            output = replace(output, system_fingerprint=self._system_fingerprint)
             self._first_s = self._clock()
             self._first_timing = output.timing
         return output

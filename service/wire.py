@@ -67,7 +67,8 @@ Item = Hello | StepMessage | Verdict
 def pack(output: RequestOutput) -> PackedOutput:
     """`output` as a tuple where it has nothing but tokens, as nearly all after the first have."""
     is_more = output.finish_reason is not None or output.timing is not None or output.prompt_logprobs is not None
-    if is_more or output.num_cached_tokens or output.is_engine_failure or output.num_resumptions:
+    is_rare = output.is_engine_failure or output.num_resumptions or output.system_fingerprint
+    if is_more or is_rare or output.num_cached_tokens:
         return output
     if not output.logprobs:
         return output.request_id, output.new_token_ids
@@ -101,4 +102,5 @@ def merge(first: RequestOutput | None, then: RequestOutput) -> RequestOutput:
         first.num_cached_tokens or then.num_cached_tokens,
         then.is_engine_failure,
         first.num_resumptions + then.num_resumptions,
+        first.system_fingerprint or then.system_fingerprint,
     )

@@ -144,7 +144,7 @@ class RequestOutput:
     per new token where they were asked for; `prompt_logprobs`, one per prompt token after the first, comes with the
     first output, as does `num_cached_tokens`, how many prompt tokens were found absorbed already. An error that
     `is_engine_failure` is no fault of the request's. `num_resumptions` is how often another engine took the request
-    over since the output before.
+    over since the output before. `system_fingerprint` is the engine's, with the first output where engines may differ.
     """
 
     request_id: str
@@ -158,6 +158,7 @@ class RequestOutput:
     num_cached_tokens: int = 0
     is_engine_failure: bool = False
     num_resumptions: int = 0
+    system_fingerprint: str = ""
 
     @property
     def is_finished(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from model.tokenizer import Tokenizer
 from service.gateway.choice import Choice, Delta
 from service.gateway.logprobs import TokenNames, legacy_logprobs, prompt_logprobs
@@ -9,9 +11,9 @@ from service.gateway.plan import CompletionPlan
 
 
 class AnswerWriter:
-    """Writes the answer to one plan."""
+    """Writes the answer to one plan. `fingerprint` is asked for with each part of it."""
 
-    def __init__(self, plan: CompletionPlan, tokenizer: Tokenizer | None, fingerprint: str) -> None:
+    def __init__(self, plan: CompletionPlan, tokenizer: Tokenizer | None, fingerprint: Callable[[], str]) -> None:
         self._plan = plan
         self._shape = plan.shape
         self._fingerprint = fingerprint
@@ -24,7 +26,7 @@ class AnswerWriter:
             "object": "text_completion",
             "created": self._plan.created,
             "model": self._plan.model,
-            "system_fingerprint": self._fingerprint,
+            "system_fingerprint": self._fingerprint(),
             "seed": self._plan.seed,
         }
 

@@ -111,13 +111,15 @@ class CompletionResponse(Response):
         self._plan = plan
         self._exchange = exchange
         self._reservation = reservation
-        self._writer = AnswerWriter(plan, gateway.served.tokenizer, gateway.served.system_fingerprint)
+        self._writer = AnswerWriter(plan, gateway.served.tokenizer, self._system_fingerprint)
+        self._run: CompletionRun | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway, plan = self._gateway, self._plan
         streams = [gateway.engine.generate(request) for request in plan.requests]
         merge = OutputMerge(streams, gateway.settings.abort_timeout_s)
         run = CompletionRun(plan, merge, gateway.served.tokenizer, gateway.metrics, self._exchange.started_s)
+        self._run = run
         with self._recorded(run):
             async with contextlib.AsyncExitStack() as stack:
                 with _count_rejection(gateway, self._exchange):
@@ -132,6 +134,11 @@ class CompletionResponse(Response):
                     await self._stream(first, run, heartbeat, send)
                 else:
                     await (await self._whole(first, run))(scope, receive, send)
+
+    def _system_fingerprint(self) -> str:
+        """Of the engine that answers: while a cluster is updated, they may differ."""
+        told = self._run.system_fingerprint if self._run else ""
+        return told or self._gateway.served.system_fingerprint
 
     async def _whole(self, deltas: list[Delta], run: CompletionRun) -> Response:
         while not run.is_finished:

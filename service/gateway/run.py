@@ -61,6 +61,7 @@ class CompletionRun:
         self._progress = [_Progress() for _ in plan.requests]
         self._num_unfinished = len(plan.requests)
         self._num_resumptions = 0
+        self.system_fingerprint = ""
         self._undelivered: list[Choice] = []
         self._is_accepted = False
 
@@ -128,6 +129,7 @@ class CompletionRun:
             choice = self.choices[arrival.stream_index]
             if not choice.is_finished:  # Else it was dropped while this output was on its way.
                 num_tokens += len(arrival.output.new_token_ids)
+                self.system_fingerprint = self.system_fingerprint or arrival.output.system_fingerprint
                 if arrival.output.num_resumptions:
                     self._resumed(arrival.output.num_resumptions)
                 self._feed(choice, arrival)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncGenerator
+
 import httpx
 import pytest
 
 from model.tokenizer import Tokenizer
 from service.engine.errors import EngineDeadError, EngineOverloadedError, RequestRejectedError
-from service.engine.request import FinishReason
+from service.engine.request import FinishReason, Request, RequestOutput
 from service.gateway.settings import GatewaySettings
 from tests.gateway.fake_engine import FakeEngine, by_choice, hang, say, steps
 from tests.gateway.server import GatewayServer, served_model, wait_until
@@ -256,3 +259,15 @@ def test_a_session_is_the_headers_or_the_users(client: httpx.Client, engine: Fak
     refused = client.post("/v1/completions", json={"prompt": [1]}, headers={"X-Session-Id": "s" * 257})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "X-Session-Id")
     assert "at most 256 characters, got 257" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_answer_names_the_engine_that_gave_it(client: httpx.Client, engine: FakeEngine, is_stream: bool) -> None:
+    async def other(request: Request) -> AsyncGenerator[RequestOutput, None]:
+        yield RequestOutput(request.request_id, (1,), system_fingerprint="an-updated-engine")
+        yield RequestOutput(request.request_id, (2,), FinishReason.LENGTH)
+
+    engine.reset(other)
+    answer = client.post("/v1/completions", json={"prompt": [1], "max_tokens": 2, "stream": is_stream})
+    parts = [json.loads(line[6:]) for line in answer.text.split("\n\n")[:-2]] if is_stream else [answer.json()]
+    assert {part["system_fingerprint"] for part in parts} == {"an-updated-engine"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,15 @@ import pytest_asyncio
 
 from service.autoscaling import Scaling
 from service.config import EngineConfig
+from service.engine.request import FinishReason
 from service.ray_cluster import RayCluster
 from tests.engine.scripted import continuation, make_request
-from tests.service.engines import engine_of, load_paced
+from tests.service.engines import engine_of, load_other, load_paced
 from tests.service.test_ray_client import collect
 
 if TYPE_CHECKING:
     from service.ray_client import RayEngineClient
+    from service.ray_engine import LoadEngine
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
@@ -90,3 +93,48 @@ async def test_what_comes_while_none_is_there_waits_for_one(client: RayEngineCli
     answers = await asyncio.gather(*(collect(client, request) for request in requests))
     assert answers == [continuation(request) for request in requests]
     assert not (await client.health()).is_asleep
+
+
+async def test_an_update_under_load_drops_nothing(cluster: RayCluster) -> None:
+    """A changed limit first, then another checkpoint: what has begun ends where it is, what comes finds the new one."""
+    from ray import serve
+
+    from service.deployment import engine_application
+    from service.ray_client import RayEngineClient
+
+    app, load = "updated", partial(load_paced, step_s=0.005)
+
+    async def deploy(config: EngineConfig, load: LoadEngine) -> None:
+        await cluster.deploy(lambda: engine_application(config, num_cpus=0.1, load=load), app)
+
+    await deploy(CONFIG, load)
+    client = await RayEngineClient.connect(engine_of(app))
+    num_sent, is_updated = 0, False
+    prints: list[str] = []
+
+    async def ask_on_and_on(name: str) -> None:
+        nonlocal num_sent
+        while not is_updated:
+            num_sent += 1
+            request = make_request(f"{name}-{num_sent}", (num_sent % 40 + 1, 2), 60, ignore_eos=True)
+            outputs = [output async for output in client.generate(request)]
+            assert [token for output in outputs for token in output.new_token_ids] == continuation(request)
+            assert outputs[-1].finish_reason is FinishReason.LENGTH
+            assert not any(output.num_resumptions for output in outputs)
+            prints.append(outputs[0].system_fingerprint)
+
+    async with asyncio.timeout(90), asyncio.TaskGroup() as readers:
+        for n in range(3):
+            readers.create_task(ask_on_and_on(f"update{n}"))
+        for config, other in ((replace(CONFIG, max_num_seqs=4), load), (CONFIG, partial(load_other, step_s=0.005))):
+            before = {stats.replica for stats in await client.stats()}
+            await deploy(config, other)
+            while before & {stats.replica for stats in await client.stats()} or not client._links:
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
+        is_updated = True
+    first, last = prints[0], prints[-1]
+    assert first != last
+    assert set(prints) == {first, last}, "each answer tells which checkpoint gave it"
+    await client.close()
+    await asyncio.to_thread(serve.delete, app)

@@ -25,6 +25,7 @@ VALUES = {
     "num_cached_tokens": 64,
     "is_engine_failure": True,
     "num_resumptions": 2,
+    "system_fingerprint": "0123-avx2-float32-float32",
 }
 LAST = ("finish_reason", "stop_token_id", "error", "timing", "is_engine_failure")
 NAMES = [field.name for field in fields(RequestOutput)]
