@@ -25,7 +25,8 @@ from loadtests.workload import Workload
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096, 8192)
 USERS = 4
-OUTPUT_TOKENS = 32
+OUTPUT_TOKENS = 128
+"""At most, and half of a short context: so many that the first is still there when the last has been absorbed."""
 SAMPLE_PERIOD_S = 0.1
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
@@ -34,7 +35,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class MemoryPoint:
-    """`USERS` sequences of `context` tokens at a time, the last `OUTPUT_TOKENS` of them generated."""
+    """`USERS` sequences of `context` tokens at a time, the last `OUTPUT_TOKENS` at most of them generated."""
 
     context: int
     idle_bytes: int
@@ -93,7 +94,8 @@ class MemoryCurve:
     async def _with_server(self, managed: ManagedServer, context: int) -> MemoryPoint:
         server = ServerUnderTest(managed.name, managed.target, managed.roots)
         server = replace(server, model=await served_model(server))
-        workload = Workload(f"context-{context}", context - OUTPUT_TOKENS, OUTPUT_TOKENS)
+        output_tokens = min(OUTPUT_TOKENS, context // 2)
+        workload = Workload(f"context-{context}", context - output_tokens, output_tokens)
         plan = CellPlan(workload, LoadPlan(concurrency=USERS, num_requests=USERS, request_timeout_s=300.0))
         idle_bytes = _pss_bytes(managed)
         peak = _Peak(managed)
