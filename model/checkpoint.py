@@ -5,8 +5,6 @@ Shapes in the file's header are checked against the configuration before any mem
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,10 +18,9 @@ from torch import Tensor, nn
 
 from model.config import NetworkConfig
 from model.factory import build_network
+from model.fingerprint import CONFIG_FILE, WEIGHTS_FILE, fingerprint
 from model.network import MosaicNetwork
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 # Of the longest network a configuration may describe the header takes a tenth of this.
 _MAX_HEADER_BYTES = 16 << 20
 _FLOAT_TYPES = {"F64", "F32", "F16", "BF16"}
@@ -52,7 +49,7 @@ def load_model(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with ThreadPoolExecutor(1) as hashing:
-        digest = hashing.submit(_digest, config, path)
+        digest = hashing.submit(fingerprint, directory, config)
         model = _load_weights(path, config, torch.device(device), dtype)
         model.fingerprint = digest.result()
     return model
@@ -132,9 +129,3 @@ def _check_types(found: Mapping[str, str]) -> None:
 def _check_finite(name: str, tensor: Tensor) -> None:
     if not torch.isfinite(tensor).all():
         raise ValueError(f"tensor {name!r} holds numbers that are not finite as {tensor.dtype}")
-
-
-def _digest(config: NetworkConfig, path: Path) -> str:
-    with path.open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps([config.to_json(), weights]).encode()).hexdigest()

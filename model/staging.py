@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model.checkpoint import CONFIG_FILE
+from model.fingerprint import CONFIG_FILE
 
 
 def check_free(out_dir: Path, *, allow_files: bool = False) -> None:

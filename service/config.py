@@ -17,6 +17,7 @@ class EngineConfig:
     `None` and "auto" are resolved against the checkpoint and the machine when the engine loads:
     `max_model_len` becomes the trained context, `memory_bytes` what `max_num_seqs` full sequences need (at most 40% of
     the memory available), `num_threads` the cores of this process. `trace_endpoint` is where spans go, if anywhere.
+    `fingerprint` is what that of the checkpoint has to begin with.
     """
 
     model_dir: str
@@ -37,6 +38,7 @@ class EngineConfig:
     max_num_waiting_tokens: int = 262_144
     stall_timeout_s: float = 60.0
     trace_endpoint: str | None = None
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_num_waiting_tokens"):

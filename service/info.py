@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from model.cache import MemoryCache
-from model.checkpoint import CONFIG_FILE, expected_shapes
+from model.checkpoint import expected_shapes
 from model.config import NetworkConfig
+from model.fingerprint import CONFIG_FILE
 from model.tokenizer import TOKENIZER_FILE
 from service.config import EngineConfig
 from service.engine.loader import kernel_path_of, resolve_dtypes

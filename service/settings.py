@@ -41,6 +41,13 @@ class EngineSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     model: Path = option(DEFAULT_MODEL, "Model", "Directory of a converted checkpoint.", metavar="DIR")
+    model_fingerprint: str = option(
+        "",
+        "Model",
+        "First digits of the fingerprint that the checkpoint has to have, 12 or more, as in `system_fingerprint`.",
+        pattern=r"^([0-9a-f]{12,64})?$",
+        metavar="DIGITS",
+    )
     device: str | None = option(
         None, "Model", "cpu, cuda or cuda:N. Default: cuda where --num-gpus is above 0, else cpu.", metavar="NAME"
     )
@@ -270,6 +277,7 @@ class ServeSettings(EngineSettings):
                 max_num_waiting=self.max_num_waiting,
                 max_num_waiting_tokens=self.max_num_waiting_tokens,
                 trace_endpoint=self.trace_endpoint,
+                fingerprint=self.model_fingerprint,
             )
         except ValueError as error:
             raise UsageError(name_flags(str(error))) from error

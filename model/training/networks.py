@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, save_model
+from model.checkpoint import save_model
 from model.config import Architecture, NetworkConfig
 from model.factory import build_network
+from model.fingerprint import CONFIG_FILE, WEIGHTS_FILE
 from model.tokenizer import Tokenizer
 from model.training.recipe import Recipe
 from model.training.transformer import Transformer, TransformerConfig

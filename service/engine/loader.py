@@ -39,6 +39,9 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     num_threads = config.num_threads or len(os.sched_getaffinity(0))
     dtype, memory_dtype = resolve_dtypes(config)
     model = load_model(Path(config.model_dir), device=config.device, dtype=dtype)
+    if not model.fingerprint.startswith(config.fingerprint):
+        found, asked = model.fingerprint[:12], config.fingerprint[:12]
+        raise ValueError(f"the checkpoint in {config.model_dir} is {found}, and {asked} was asked for")
     watch.lap("weights")
     state_dtype = torch.float64 if dtype is torch.float64 else torch.float32
     memory = plan_memory(config, model.config, memory_dtype, state_dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from model.checkpoint import save_model
 from model.config import MosaicConfig
+from model.fingerprint import fingerprint
 from model.kernels.cpu_kernel import CpuKernel
 from model.kernels.kernel import TorchKernel
 from model.mosaic_v1 import MemoryMosaic
@@ -263,3 +265,15 @@ def test_what_cannot_be_loaded_is_said_plainly(tmp_path: Path) -> None:
     save_model(MemoryMosaic(CONFIG), CONFIG, tmp_path)
     with pytest.raises(MemoryError, match="one sequence of 64 tokens"):
         load_engine(EngineConfig(str(tmp_path), memory_bytes=1024))
+
+
+def test_a_checkpoint_other_than_the_one_asked_for_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_model(MemoryMosaic(CONFIG), CONFIG, tmp_path)
+    known = fingerprint(tmp_path)
+    config = EngineConfig(str(tmp_path), max_num_seqs=2, max_num_batched_tokens=8, fingerprint=known)
+    assert known.startswith(load_engine(config).info.fingerprint[:12])
+    load_engine(replace(config, fingerprint=known[:12]))
+    save_model(MemoryMosaic(CONFIG), CONFIG, tmp_path)
+    with pytest.raises(ValueError, match=f"is {fingerprint(tmp_path)[:12]}, and {known[:12]} was asked"):
+        load_engine(config)

@@ -105,6 +105,7 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
         "max_num_waiting": 6,
         "max_num_waiting_tokens": 9,
         "trace_endpoint": "http://127.0.0.1:4318",
+        "model_fingerprint": "0123456789abcdef",
     }
     config = load_settings(given, {}, None).engine_config()
     assert config == EngineConfig(
@@ -124,6 +125,7 @@ def test_every_field_of_the_engine_config_can_be_set() -> None:
         max_num_waiting=6,
         max_num_waiting_tokens=9,
         trace_endpoint="http://127.0.0.1:4318",
+        fingerprint="0123456789abcdef",
     )
     unset = {f.name for f in fields(EngineConfig) if getattr(config, f.name) == getattr(EngineConfig("x"), f.name)}
     assert unset == {"stall_timeout_s", "prefix_cache"}
