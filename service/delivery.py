@@ -35,6 +35,7 @@ class Delivery:
         self._num_losses_in_place = 0
         self._num_ids_at_loss = 0
         self._num_untold = 0
+        self._is_culprit = False
         self.num_losses = 0
         self.lost_replicas: set[str] = set()
         self._replica = ""
@@ -72,15 +73,21 @@ class Delivery:
     def rest(self, request_id: str) -> Request:
         """What is left to do at this moment, as a request with that id."""
         self._asked_s = self._clock()
-        request = self._request.later(self._asked_s - self._started_s)
+        request = replace(self._request.later(self._asked_s - self._started_s), request_id=request_id)
         if not self.num_losses:
             return request
         sampling = request.sampling
         if self.has_output:
             sampling = replace(sampling, num_prompt_logprobs=None)
-        return replace(
-            request, request_id=request_id, output_token_ids=self._known_ids(), sampling=sampling, is_resumed=True
-        )
+        return replace(request, output_token_ids=self._known_ids(), sampling=sampling, is_resumed=True)
+
+    @property
+    def is_culprit(self) -> bool:
+        return self._is_culprit
+
+    def accuse(self) -> None:
+        """A second engine was lost when this request alone began there: it is not tried a third time."""
+        self._is_culprit = True
 
     def lose(self) -> bool:
         """The engine that had the request is lost. False where the request had better end, being lost too often."""
@@ -89,7 +96,8 @@ class Delivery:
         is_in_place = self.num_losses > 1 and self.num_tokens == self._num_ids_at_loss
         self._num_losses_in_place = self._num_losses_in_place + 1 if is_in_place else 1
         self._num_ids_at_loss = self.num_tokens
-        return self._num_losses_in_place < MAX_LOSSES_IN_PLACE and self.num_losses < MAX_LOSSES
+        is_hopeless = self._num_losses_in_place >= MAX_LOSSES_IN_PLACE or self.num_losses >= MAX_LOSSES
+        return not (self._is_culprit or is_hopeless)
 
     def accepted(self, replica: str, system_fingerprint: str) -> None:
         """A replica has taken the rest. Where another had it before, the next output tells of that."""

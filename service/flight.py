@@ -36,6 +36,11 @@ class Flight:
         return self._loss is not None
 
     @property
+    def is_lost_silently(self) -> bool:
+        """Whether the engine was lost without anything left to read."""
+        return self.is_lost and self._output is None
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing more is waited for."""
         return self.is_finished or self.is_lost
@@ -60,6 +65,12 @@ class Flight:
         if not self.is_over:
             self._loss = EngineLostError(message)
             self._wake()
+
+    async def listen(self) -> None:
+        """Waits until there is something to take, or the loss. Nobody may be in `take` meanwhile."""
+        while self._output is None and self._loss is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
 
     async def take(self) -> RequestOutput:
         """All new ids as one output; waits for the first. Raises EngineLostError."""

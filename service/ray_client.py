@@ -18,7 +18,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from service.delivery import Delivery
-from service.engine.errors import EngineDeadError, EngineError, EngineOverloadedError, RequestRejectedError
+from service.engine.errors import (
+    EngineDeadError,
+    EngineError,
+    EngineOverloadedError,
+    FatalRequestError,
+    RequestRejectedError,
+)
 from service.engine.inspection import Inspection
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats, Fleet
@@ -34,14 +40,20 @@ REPLICA_TIMEOUT_S = 10.0
 RESUME_TIMEOUT_S = 60.0
 WAKE_TIMEOUT_S = 120.0
 TEND_PERIOD_S = 2.0
-# A replica whose stream has been silent for this many seconds counts as unhealthy; it speaks every second.
 SILENCE_TIMEOUT_S = 6.0
+_SILENCE_CHECK_PERIOD_S = 0.5
+# A request that was lost begins anew while no other such request does, so that one that kills its replica is found out:
+# for as long as this without an output, and once another has waited as long as that, it is not alone any more.
+_TRIAL_S = 0.5
+_LONGEST_WAIT_FOR_TRIAL_S = 2.0
 _LAST_OUTPUT_TIMEOUT_S = 5.0
 _PULSE_TIMEOUT_S = PULSE_PERIOD_S + 0.25
 _PULSE_POLL_S = 0.02
 # Of one request: a refusal by each of a few replicas, and streams to be opened first.
 _MAX_ATTEMPTS = 10
 _LOST = "the engine replica working on this request was lost"
+_SILENT = "the engine replica does not answer"
+_FATAL = "two engine replicas were lost when this request began there, so it is not tried again"
 _CLOSING = "the server is shutting down"
 # Between two tries to find a replica for a request that lost its own: twice as long each time.
 _FIRST_PAUSE_S = 0.1
@@ -68,10 +80,11 @@ class _Link:
 
     @property
     def health(self) -> EngineHealth:
-        silent_s = time.monotonic() - self.heard_at_s
-        if silent_s > SILENCE_TIMEOUT_S:
-            return EngineHealth(False, "the engine replica does not answer", silent_s)
         return self.pulse.health
+
+    @property
+    def silent_s(self) -> float:
+        return time.monotonic() - self.heard_at_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +100,8 @@ class RayEngineClient:
 
     All methods are called on the event loop that `connect` ran on. Replicas may come and go at any time. A request
     whose replica is lost goes on at another that gives the same bytes, if one takes it within `resume_timeout_s`; 0
-    ends it with an error instead.
+    ends it with an error instead. A replica that says nothing for `silence_timeout_s` counts as lost, though it may
+    come back; they speak every second.
     """
 
     def __init__(
@@ -97,6 +111,7 @@ class RayEngineClient:
         replica_timeout_s: float = REPLICA_TIMEOUT_S,
         resume_timeout_s: float = RESUME_TIMEOUT_S,
         wake_timeout_s: float = WAKE_TIMEOUT_S,
+        silence_timeout_s: float = SILENCE_TIMEOUT_S,
     ) -> None:
         # By value (gRPC between the processes, plain pickle) a message costs a fifth of one through Ray's objects.
         self._handle = deployment.options(
@@ -112,7 +127,12 @@ class RayEngineClient:
         self._wake_timeout_s = wake_timeout_s
         self._woken_s: float | None = None
         self._fleet: Fleet | None = None
+        self._silence_timeout_s = silence_timeout_s
         self._links: dict[str, _Link] = {}
+        self._silent: set[str] = set()
+        self._num_given_up = 0
+        self._unanswered: set[asyncio.Timeout] = set()
+        self._trial = asyncio.Lock()
         self._flights: dict[str, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening = asyncio.Lock()
@@ -127,6 +147,7 @@ class RayEngineClient:
         replica_timeout_s: float = REPLICA_TIMEOUT_S,
         resume_timeout_s: float = RESUME_TIMEOUT_S,
         wake_timeout_s: float = WAKE_TIMEOUT_S,
+        silence_timeout_s: float = SILENCE_TIMEOUT_S,
     ) -> RayEngineClient:
         """A client with a stream from every replica there is. Raises EngineError when none answers in time."""
         client = cls(
@@ -134,6 +155,7 @@ class RayEngineClient:
             replica_timeout_s=replica_timeout_s,
             resume_timeout_s=resume_timeout_s,
             wake_timeout_s=wake_timeout_s,
+            silence_timeout_s=silence_timeout_s,
         )
         try:
             await client._open_link()
@@ -142,6 +164,7 @@ class RayEngineClient:
             await client.close()
             raise
         client._start(client._tend())
+        client._start(client._give_up_silent_replicas())
         return client
 
     async def info(self) -> EngineInfo:
@@ -176,8 +199,10 @@ class RayEngineClient:
                 if delivery.lose() and self._resume_timeout_s and not self._is_closed:
                     continue
                 if not delivery.has_output:
+                    if delivery.is_culprit:
+                        raise FatalRequestError(_FATAL) from loss
                     raise
-                yield delivery.end(FinishReason.ERROR, str(loss))
+                yield delivery.end(FinishReason.ERROR, _FATAL if delivery.is_culprit else str(loss))
                 return
             finally:
                 self._leave(passage)
@@ -253,7 +278,7 @@ class RayEngineClient:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return await self._send(delivery)
+                return await self._send_alone(delivery)
             except RequestRejectedError:
                 raise
             except EngineError:
@@ -262,20 +287,49 @@ class RayEngineClient:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
+    async def _send_alone(self, delivery: Delivery) -> _Passage:
+        """`_send`, and the wait for the first output before another lost request is sent; but nobody waits long.
+
+        A replica lost meanwhile is held against this request.
+        """
+        try:
+            async with asyncio.timeout(_LONGEST_WAIT_FOR_TRIAL_S):
+                await self._trial.acquire()
+        except TimeoutError:
+            return await self._send(delivery)
+        try:
+            passage = await self._send(delivery)
+            try:
+                async with asyncio.timeout(_TRIAL_S):
+                    await passage.flight.listen()
+            except TimeoutError:
+                return passage
+            except BaseException:
+                self._leave(passage)
+                raise
+        finally:
+            self._trial.release()
+        if passage.flight.is_lost_silently:
+            delivery.accuse()
+        return passage
+
     async def _send(self, delivery: Delivery) -> _Passage:
         """Gets what is left of a request accepted by some replica. Raises EngineError."""
-        flight = Flight(delivery.next_id())
-        # First of all, because outputs may come before the answer to the call.
-        self._flights[flight.request_id] = flight
-        try:
-            return await self._offer(delivery, flight)
-        except BaseException:
-            del self._flights[flight.request_id]
-            raise
+        while True:
+            flight = Flight(delivery.next_id())
+            # First of all, because outputs may come before the answer to the call.
+            self._flights[flight.request_id] = flight
+            try:
+                return await self._offer(delivery, flight)
+            except BaseException as error:
+                del self._flights[flight.request_id]
+                # It may be that replica's: another is asked, under a name which that one has not heard.
+                if not isinstance(error, _SilentError):
+                    raise
 
     async def _offer(self, delivery: Delivery, flight: Flight) -> _Passage:
         refusal: EngineError | None = None
-        avoid = self._unfit(delivery.system_fingerprint)
+        avoid = self._unfit(delivery.system_fingerprint) | self._silent
         asked: set[str] = set()
         for _ in range(_MAX_ATTEMPTS):
             if self._is_closed:
@@ -341,10 +395,15 @@ class RayEngineClient:
         timeout_s = self._replica_timeout_s
         if self._is_asleep:
             timeout_s = self._wake()
+        num_given_up = self._num_given_up
 
         async def answer() -> Item:
-            async with asyncio.timeout(timeout_s):
-                return await anext(call)
+            async with asyncio.timeout(timeout_s) as limit:
+                self._unanswered.add(limit)
+                try:
+                    return await anext(call)
+                finally:
+                    self._unanswered.discard(limit)
 
         def take_back(done: asyncio.Future[Item]) -> None:
             if not done.cancelled():
@@ -360,6 +419,8 @@ class RayEngineClient:
             raise
         except TimeoutError as error:
             _cancel(call)
+            if num_given_up != self._num_given_up and not self._is_closed:
+                raise _SilentError(_SILENT) from error
             if (await self.health()).is_healthy:
                 raise EngineOverloadedError("every engine replica is busy", self._seconds_per_request) from error
             raise EngineDeadError("no engine replica is available") from error
@@ -410,7 +471,7 @@ class RayEngineClient:
         async with self._opening:
             if self._is_closed or replica in self._links:
                 return
-            stream = self._call(None, avoid=set(self._links))
+            stream = self._call(None, avoid=self._links.keys() | self._silent)
             hello = await self._first(stream)
             if isinstance(hello, Verdict) and hello.refusal:
                 raise hello.refusal
@@ -448,6 +509,29 @@ class RayEngineClient:
                 if flight.replica == link.replica:
                     flight.lose(_LOST)
 
+    async def _give_up_silent_replicas(self) -> None:
+        """Looks for streams that say nothing, for as long as the client lives: a process that is stopped ends none."""
+        while True:
+            slept_at_s = time.monotonic()
+            await asyncio.sleep(_SILENCE_CHECK_PERIOD_S)
+            now_s = time.monotonic()
+            # While this process itself did not run, nobody could be heard.
+            late_s = now_s - slept_at_s - _SILENCE_CHECK_PERIOD_S
+            for link in list(self._links.values()):
+                if late_s > _SILENCE_CHECK_PERIOD_S:
+                    link.heard_at_s = min(link.heard_at_s + late_s, now_s)
+                if link.silent_s > self._silence_timeout_s:
+                    self._give_up(link)
+
+    def _give_up(self, link: _Link) -> None:
+        """Drops a silent replica's stream, and asks anew where an answer may be waited for in vain."""
+        logger.warning("engine replica %s has said nothing for %.0f s", link.replica, link.silent_s)
+        self._silent.add(link.replica)
+        self._num_given_up += 1
+        self._drop(link)
+        for limit in self._unanswered:
+            limit.reschedule(asyncio.get_running_loop().time())
+
     async def _tend(self) -> None:
         """Looks for replicas that came or went, for as long as the client lives."""
         while True:
@@ -464,6 +548,8 @@ class RayEngineClient:
             logger.debug("cannot list the engine replicas: %s", _first_line(error))
             return
         replicas = set(told)
+        # What has answered has come back; where all have, the others are gone.
+        self._silent = self._silent - replicas if num_silent else set()
         # A replica that takes no more requests waits for its last stream to be closed in order to go.
         busy = {flight.replica for flight in self._flights.values()}
         if not num_silent:
@@ -491,6 +577,10 @@ class RayEngineClient:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class _SilentError(EngineDeadError):
+    """The answer was not waited for any longer, because a replica fell silent meanwhile."""
 
 
 def _cancel(call: _Call) -> None:

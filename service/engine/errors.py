@@ -23,5 +23,9 @@ class EngineDeadError(EngineError):
     """The engine stopped (a step raised, or the replica died): it takes no more requests."""
 
 
+class FatalRequestError(EngineError):
+    """Engines were lost to this request: sent again, it may bring others down."""
+
+
 class RequestRejectedError(EngineError):
     """This request can never run here, whatever the load: it is longer than the engine's limit, say."""

@@ -61,7 +61,10 @@ class Preparation:
         return self._end(request_id, FinishReason.ABORT)
 
     def release(self, request_id: str) -> None:
-        """Lets go of the grammar of a request that has ended, if it has one."""
+        """Lets go of a request that has ended: of its grammar, if it has one, and of its wait for it."""
+        waiting = self._waiting.pop(request_id, None)
+        if waiting is not None:
+            waiting.cancel()
         grammar = self._held.pop(request_id, None)
         if grammar is not None and self._compiler is not None:
             self._compiler.release(grammar)

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
 
-from service.engine.errors import EngineDeadError, EngineOverloadedError, KeyOverloadedError, RequestRejectedError
+from service.engine.errors import (
+    EngineDeadError,
+    EngineOverloadedError,
+    FatalRequestError,
+    KeyOverloadedError,
+    RequestRejectedError,
+)
 
 MAX_MESSAGE_CHARS = 500
 
@@ -17,6 +23,7 @@ _ENGINE_ERRORS: Mapping[type[Exception], tuple[int, str]] = {
     KeyOverloadedError: (429, "queue_share_exceeded"),
     EngineOverloadedError: (503, "overloaded"),
     EngineDeadError: (503, "engine_dead"),
+    FatalRequestError: (500, "fatal_request"),
 }
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -84,6 +91,9 @@ def to_api_error(error: Exception) -> ApiError:
             headers = {}
             if isinstance(error, EngineOverloadedError):
                 headers["Retry-After"] = retry_after(error.retry_after_s)
+            elif isinstance(error, FatalRequestError):
+                # The official clients send anything from 500 on again, unless they are told not to.
+                headers["X-Should-Retry"] = "false"
             return ApiError(status, str(error), code=code, headers=headers)
     return ApiError(500, "the server met an internal error", code="internal_error")
 

@@ -121,6 +121,23 @@ async def test_closing_answers_who_waits_for_a_grammar(engine: AsyncEngine) -> N
     assert [output.finish_reason for output in heard] == [FinishReason.ERROR]
 
 
+async def test_a_failing_step_leaves_nobody_waiting_for_a_grammar(compiler: SlowCompiler) -> None:
+    def fail() -> None:
+        raise ValueError
+
+    engine = AsyncEngine(make_engine(on_step=fail), INFO, grammars=compiler)
+    engine.start()
+    heard: list[RequestOutput] = []
+    engine.submit(held("a"), heard.append)
+    await answers(engine, make_request("b"))
+    assert [output.finish_reason for output in heard] == [FinishReason.ERROR]
+    assert not engine._preparation._waiting
+    compiler.may_go.set()
+    await asyncio.sleep(0.05)
+    assert not engine._inbox, "what is compiled now is nobody's"
+    await engine.close()
+
+
 async def test_a_grammar_that_is_no_good_ends_its_request(engine: AsyncEngine, compiler: SlowCompiler) -> None:
     compiler.may_go.set()
     [output] = await answers(engine, held("a", "("))

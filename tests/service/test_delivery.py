@@ -117,6 +117,10 @@ def test_a_deadline_goes_on_counting_and_times_add_up() -> None:
 def test_a_request_that_brings_engines_down_is_given_up() -> None:
     stuck = Delivery(make_request("a", max_tokens=100))
     assert [stuck.lose() for _ in range(MAX_LOSSES_IN_PLACE)] == [True] * (MAX_LOSSES_IN_PLACE - 1) + [False]
+    accused = Delivery(make_request("a", max_tokens=100))
+    assert accused.lose()
+    accused.accuse()
+    assert not accused.lose()
     unlucky = Delivery(make_request("a", max_tokens=100))
     answers = []
     for _ in range(MAX_LOSSES):
