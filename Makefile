@@ -5,6 +5,7 @@
 # make soak     serve, put mixed load on it for half an hour (MINUTES=...), and tell whether anything was left behind
 # make bench    Tessera alone at two shapes: every cell beside its roofline, some 15 minutes; results in runs/bench
 # make bench-peers   install vLLM and llama.cpp (an hour, once) and measure all in turns, some 20 minutes; runs/bench-peers
+# make chaos    serve, kill, stop and break its processes under load, and tell what clients saw; 15 minutes at most
 # make clean    remove .venv and everything built
 #
 # ARGS="..." is handed on: make serve ARGS="--local --port 8080", make test ARGS="tests/engine -x".
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 # What an editable installation does not pick up by itself.
 INSTALLED := pyproject.toml constraints.txt setup.py $(wildcard model/kernels/cpu/*)
 
-.PHONY: serve test lint audit soak bench bench-peers clean
+.PHONY: serve test lint audit soak chaos bench bench-peers clean
 
 serve: $(VENV)/installed
 	@exec $(BIN)/tessera serve $(ARGS)
@@ -49,6 +50,9 @@ bench: $(VENV)/installed-dev
 
 bench-peers: $(VENV)/installed-dev
 	$(BIN)/python -m loadtests.peers bench --out runs/bench-peers --overwrite --wait-quiet 20 --duration 6 --max-seconds 2400 $(ARGS)
+
+chaos: $(VENV)/installed-dev
+	$(BIN)/python -m loadtests chaos --out runs/chaos --overwrite $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-audit build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis

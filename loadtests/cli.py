@@ -14,9 +14,11 @@ from typing import Any
 
 from loadtests.bench import Bench, run_cells, served_model
 from loadtests.cell import CellResult, ServerUnderTest, disturbances, failures
+from loadtests.chaos import suite as chaos
+from loadtests.chaos.suite import Suite
 from loadtests.compare import compare
 from loadtests.errors import LoadTestError
-from loadtests.options import api_key, bench_plan, build_parser, cell_plans, measuring_rules, soak_plan
+from loadtests.options import api_key, bench_plan, build_parser, cell_plans, chaos_plan, measuring_rules, soak_plan
 from loadtests.plots import save_plots
 from loadtests.procfs import listener_pids
 from loadtests.report import report
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 clean, 1 requests failed, 2 bad usage, 3 not clean, 4 a server did
     not start or answer, 130 interrupted."""
     options = build_parser().parse_args(arguments)
-    commands = {"run": _run, "bench": _bench, "compare": _compare, "soak": _soak}
+    commands = {"run": _run, "bench": _bench, "compare": _compare, "soak": _soak, "chaos": _chaos}
     try:
         return commands[options.command](options)
     except LoadTestError as error:
@@ -80,6 +82,21 @@ def _soak(options: argparse.Namespace) -> int:
         save(soak.result, options.out)
         print(soak_report(soak.result), end="")
     return EXIT_FAILED if soak.result.problems else 0
+
+
+def _chaos(options: argparse.Namespace) -> int:
+    prepare_directory(options.out, may_overwrite=options.overwrite)
+    plan = chaos_plan(options)
+    suite = Suite(plan, options.out, _say)
+    try:
+        _run_loop(suite.run())
+    except TimeoutError:
+        _say(f"cut short by --max-seconds {plan.max_seconds:g}")
+        return EXIT_FAILED
+    finally:
+        chaos.save(suite.results, plan, options.out)
+        print(chaos.report(suite.results), end="")
+    return 0 if all(result.is_passed for result in suite.results) else EXIT_FAILED
 
 
 async def _result_of(soak: Soak) -> None:

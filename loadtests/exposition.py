@@ -21,3 +21,8 @@ def _series(text: str, name: str) -> Iterator[tuple[dict[str, str], float]]:
     for match in _LINE.finditer(text):
         if match["name"] == name:
             yield dict(_LABEL.findall(match["labels"] or "")), float(match["value"])
+
+
+def num_series(text: str, name: str) -> int:
+    """How many series are called `name`."""
+    return sum(1 for _ in _series(text, name))

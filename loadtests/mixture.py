@@ -152,6 +152,17 @@ _KINDS: Sequence[_Make] = (
 _WEIGHTS = (8, 4, 2, 2, 2, 2, 2, 4, 2, 4, 2)
 
 
+SETTLED_KINDS: Sequence[str] = (
+    *("stream", "whole", "choices", "prompts", "scored", "penalised", "structured", "shared prefix"),
+)
+"""Those whose answers depend on nothing but the request."""
+
+
+def mixed_request_of(kind: str, rng: random.Random) -> MixedRequest:
+    """One of `SETTLED_KINDS`."""
+    return _KINDS[SETTLED_KINDS.index(kind)](rng)
+
+
 def fault(request: MixedRequest, status: int, body: bytes) -> str | None:
     """What is wrong with a whole answer to `request`; None if it is as it has to be."""
     if request.outcome is Outcome.REFUSED:

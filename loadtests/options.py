@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from loadtests.bench import BenchPlan, MeasuringRules
 from loadtests.cell import CellPlan
+from loadtests.chaos.cases import CASES
+from loadtests.chaos.suite import ChaosPlan
 from loadtests.errors import ResultsError, WorkloadError
 from loadtests.plan import LoadPlan, default_num_requests
 from loadtests.roofline import StepCosts
@@ -28,6 +30,10 @@ Item = TypeVar("Item")
 
 MAX_CELLS = 64
 MAX_SECONDS = 6 * 3600.0
+_CHAOS_COMMAND = (
+    f"{sys.executable} -m tests.chaos {{orders}} --port {{port}} --replicas 2 --threads 1 --memory 24MiB "
+    "--max-num-seqs 16 --max-num-waiting 64 --resume-timeout 60"
+)
 _NAMED_COMMAND = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 
 
@@ -48,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(bench)
     _add_shared(bench)
     _add_soak(commands.add_parser("soak", help="mixed load for a long time on one server, then look for what is left"))
+    _add_chaos(commands.add_parser("chaos", help="break a server's processes under load and tell what clients saw"))
     compared = commands.add_parser("compare", help="two results side by side: the second over the first")
     compared.add_argument("a", type=Path, metavar="A")
     compared.add_argument("b", type=Path, metavar="B")
@@ -127,6 +134,28 @@ def _add_soak(soak: argparse.ArgumentParser) -> None:
     soak.add_argument("--ready-timeout", type=_seconds, default=120.0, metavar="S")
     soak.add_argument("--out", type=Path, required=True, help="directory for the result and the server's log")
     soak.add_argument("--overwrite", action="store_true", help="write into a directory that holds results")
+
+
+def chaos_plan(options: argparse.Namespace) -> ChaosPlan:
+    return ChaosPlan(
+        command=options.server_command or _CHAOS_COMMAND,
+        cases=tuple(options.case or CASES),
+        size=options.concurrency,
+        seed=options.seed,
+        max_seconds=options.max_seconds,
+    )
+
+
+def _add_chaos(chaos: argparse.ArgumentParser) -> None:
+    chaos.add_argument("--case", action="append", choices=list(CASES), help="repeatable; default: all of them")
+    chaos.add_argument(
+        "--server-command", metavar="COMMAND", help="with {port} and {orders}, the directory of orders to break"
+    )
+    chaos.add_argument("--concurrency", type=_whole(1), default=16, metavar="N", help="clients at a time")
+    chaos.add_argument("--seed", type=int, default=0, help="same seed, same requests and victims")
+    chaos.add_argument("--max-seconds", type=_max_seconds, default=900.0, help="for all of it")
+    chaos.add_argument("--out", type=Path, required=True, help="directory for the result and the server's log")
+    chaos.add_argument("--overwrite", action="store_true", help="write into a directory that holds results")
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:

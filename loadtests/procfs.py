@@ -70,6 +70,14 @@ def read_process(pid: int, proc: Path = Path("/proc")) -> ProcessTimes | None:
     )
 
 
+def read_title(pid: int, proc: Path = Path("/proc")) -> str:
+    """The command line of a process, which it may have changed itself; empty for one that has ended."""
+    try:
+        return (proc / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def read_processes(proc: Path = Path("/proc")) -> dict[int, ProcessTimes]:
     found = (read_process(int(entry.name), proc) for entry in proc.iterdir() if entry.name.isdigit())
     return {process.pid: process for process in found if process is not None}
