@@ -21,7 +21,7 @@ from service.gateway.settings import GatewaySettings
 from service.logs import LogFormat
 from service.values import Bytes, Secrets, Words
 
-DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "model" / "pretrained" / "llama-tales-mosaic-6m"
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "model" / "pretrained" / "llama-tales-mosaic-10m"
 ENV_PREFIX = "TESSERA_"
 
 # What no message may show.

@@ -19,11 +19,12 @@ from model.config import NetworkConfig
 from model.convert import convert_checkpoint
 from model.published import ConversionError
 from model.tokenizer import Tokenizer
+from service.settings import DEFAULT_MODEL
 from tests.model.mosaics import random_model, small_config
 from tests.model.published_checkpoints import library_checkpoint
 
 CONFIG = small_config()
-SHIPPED = Path(__file__).parents[2] / "model" / "pretrained" / "llama-tales-mosaic-6m"
+SHIPPED = DEFAULT_MODEL
 
 
 @pytest.fixture
