@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import shlex
 import socket
@@ -32,6 +33,17 @@ class FrontDoor:
     @property
     def url(self) -> str:
         return url_of(self.sock, is_tls=self.tls is not None)
+
+    @property
+    def allowed_hosts(self) -> tuple[str, ...]:
+        """See `GatewaySettings`. On loopback without keys only the address and the network card keep strangers out, and
+        a page in a browser on this machine is behind both.
+        """
+        given = self.settings.allowed_hosts
+        if given or self.keys is not None or self.sock.family == socket.AF_UNIX:
+            return given
+        is_loopback = ipaddress.ip_address(self.sock.getsockname()[0]).is_loopback
+        return ("localhost", self.settings.host) if is_loopback else ()
 
     def curl(self, path: str) -> str:
         """The beginning of a command that asks for `path`, for a shell. The key is to be in the environment."""

@@ -58,7 +58,8 @@ async def serve_client(settings: ServeSettings, client: EngineClient, door: Fron
     from service.gateway.app import create_app
 
     served = served_model(settings, await client.info())
-    limits = replace(settings.gateway_settings(), name=door.url.partition("://")[2] or door.url)
+    name = door.url.partition("://")[2] or door.url
+    limits = replace(settings.gateway_settings(), name=name, allowed_hosts=door.allowed_hosts)
     tracer = gateway_tracer(settings, limits.name)
     app = create_app(client, served, limits, keys=door.keys, tracer=tracer)
 

@@ -135,6 +135,13 @@ class ServeSettings(EngineSettings):
         "Web sites whose pages may call this server, such as https://a.example; commas between.",
         metavar="URLS",
     )
+    allowed_hosts: Words = option(
+        (),
+        "Server",
+        "Names in Host headers that are taken beside localhost and addresses, such as a.example or *.a.example; commas "
+        "between; * is all. Default: on loopback without keys none, else all.",
+        metavar="NAMES",
+    )
     api_key: Secrets = option(
         (),
         "Access",
@@ -307,6 +314,7 @@ class ServeSettings(EngineSettings):
         """What a gateway is told."""
         return GatewaySettings(
             cors_origins=self.cors_origins,
+            allowed_hosts=self.allowed_hosts,
             root_path=self.root_path,
             keep_alive_s=self.stream_keep_alive or None,
             requests_per_minute=self.requests_per_minute,

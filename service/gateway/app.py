@@ -24,6 +24,7 @@ from service.gateway.errors import ApiError, to_api_error
 from service.gateway.gateway import Gateway
 from service.gateway.grammar_check import GrammarChecker
 from service.gateway.history import History
+from service.gateway.host_guard import HostGuard
 from service.gateway.observer import Observer
 from service.gateway.openapi import describe_keys
 from service.gateway.pages import pages_router
@@ -89,6 +90,8 @@ def create_app(
             allow_headers=("authorization", "content-type", "x-request-id", "x-session-id"),
             expose_headers=_EXPOSED_HEADERS,
         )
+    if settings.allowed_hosts:
+        app.add_middleware(HostGuard, names=settings.allowed_hosts)
     app.add_middleware(Observer, metrics=metrics, slow_request_s=settings.slow_request_s, tracer=tracer)
     if settings.root_path:
         app.add_middleware(_RootPath, root_path=settings.root_path)

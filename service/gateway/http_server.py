@@ -33,6 +33,10 @@ KEEP_ALIVE_S = 75
 _CLOSE_TIMEOUT_S = 5
 
 
+class _LongHeadError(Exception):
+    """Makes the parser stop; what it then says of that comes after the answer."""
+
+
 class LimitedHttpProtocol(HttpToolsProtocol):
     """HTTP/1.1 with bounds uvicorn's fast parser lacks: the size of a head, the time it takes, open connections."""
 
@@ -57,8 +61,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
         super().data_received(data)
         if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
-            message = f"the request's headers are longer than {MAX_HEAD_BYTES} bytes"
-            self._refuse(ApiError(431, message, code="headers_too_large"))
+            self._refuse_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -66,6 +69,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._arm_head_timer()
 
     def on_headers_complete(self) -> None:
+        # A head that came whole in one read has not been measured yet.
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refuse_head()
+            raise _LongHeadError
         self._is_in_head = False
         self._head_bytes = 0
         self._disarm_head_timer()
@@ -90,6 +97,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         elif not self.transport.is_closing():
             message = f"the request's headers did not arrive within {HEAD_TIMEOUT_S:.0f} s"
             self._refuse(ApiError(408, message, code="request_timeout"))
+
+    def _refuse_head(self) -> None:
+        message = f"the request's headers are longer than {MAX_HEAD_BYTES} bytes"
+        self._refuse(ApiError(431, message, code="headers_too_large"))
 
     def _refuse(self, error: ApiError) -> None:
         """Answers and closes. Used where no request reaches the application."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class GatewaySettings:
     """Sizes are bytes, characters or counts as named; `*_s` are seconds.
 
-    `cors_origins` empty means that no other web site may call this server from a browser. `threaded_chars` is the
-    length of prompt text from which tokenizing leaves the event loop. `name` tells gateways of the same engines apart.
+    `cors_origins` empty means that no other web site may call this server from a browser. `allowed_hosts` empty
+    means that clients may call it by any name, see `HostGuard`. `threaded_chars` is the length of prompt text from
+    which tokenizing leaves the event loop. `name` tells gateways of the same engines apart.
     `requests_per_minute` and `tokens_per_minute` bound each API key that has no bounds of its own. `has_public_metrics`
     lets those without a key see the metrics. `root_path` is where a proxy shows this server.
     A stream that has nothing to say for `keep_alive_s` says that it lives; None: it does not.
@@ -49,6 +50,7 @@ class GatewaySettings:
     drain_retry_after_s: float = 5.0
     root_path: str = ""
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     has_public_metrics: bool = False

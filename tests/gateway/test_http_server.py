@@ -140,6 +140,30 @@ async def test_many_headers_are_refused() -> None:
         assert (status, error["code"]) == (431, "headers_too_large")
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /fast HTTP/1.1\r\nx: " + b"a" * 70_000,
+        b"GET /fast?" + b"a" * 70_000 + b" HTTP/1.1",
+        b"GET /fast HTTP/1.1" + b"\r\nx: yz" * 10_000,
+        b"POST /fast HTTP/1.1\r\ncontent-length: 4\r\nx: " + b"a" * 70_000 + b"\r\n\r\nbody",
+    ],
+    ids=["a value", "a path", "many", "before a body"],
+)
+async def test_a_head_that_comes_whole_has_the_same_limit(head: bytes) -> None:
+    async with running() as server:
+        status, error = error_of(await read_all(*await server.send(head + b"\r\n\r\n")))
+        assert (status, error["code"]) == (431, "headers_too_large")
+
+
+async def test_a_large_head_below_the_limit_is_taken() -> None:
+    async with running() as server:
+        reader, writer = await server.send(
+            b"GET /fast HTTP/1.1\r\nconnection: close\r\nx: " + b"a" * 60_000 + b"\r\n\r\n"
+        )
+        assert (await read_all(reader, writer)).endswith(b"fast")
+
+
 @pytest.mark.parametrize("start", [b"", b"GET /fast HT", b"GET /fast HTTP/1.1\r\nhost: x\r\n"])
 async def test_headers_that_do_not_come_are_given_up(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "HEAD_TIMEOUT_S", 0.1)

@@ -77,6 +77,20 @@ def test_the_command_to_copy_fits_the_door(tmp_path: Path) -> None:
             assert re.fullmatch(command, door.curl("/x"))
 
 
+def test_strange_names_are_refused_where_nothing_else_keeps_strangers_out(tmp_path: Path) -> None:
+    for given, names in (
+        ({}, ("localhost", "127.0.0.1")),
+        ({"host": "localhost"}, ("localhost", "localhost")),
+        ({"host": "0.0.0.0"}, ()),
+        ({"api_key": "k"}, ()),
+        ({"uds": str(tmp_path / "s")}, ()),
+        ({"allowed_hosts": "a.example, *.b.example"}, ("a.example", "*.b.example")),
+        ({"host": "0.0.0.0", "api_key": "k", "allowed_hosts": "a.example"}, ("a.example",)),
+    ):
+        with open_front_door(load_settings({"port": 0, **given}, {}, None)) as door:
+            assert door.allowed_hosts == names
+
+
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
