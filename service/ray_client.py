@@ -11,7 +11,9 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -387,7 +389,10 @@ class RayEngineClient:
 
     def _call(self, request: Request | None, *, avoid: set[str], system_fingerprint: str = "") -> _Call:
         hint = {"avoid": avoid} if avoid else {}
-        return cast(_Call, self._handle.remote(self._id, request, system_fingerprint=system_fingerprint, **hint))
+        # In a context of its own: a gateway that is a replica answers each client in a context of Serve's, which gives
+        # all calls made there one id, so that its router mixes them up, and ends them when the client goes.
+        call = partial(self._handle.remote, self._id, request, system_fingerprint=system_fingerprint, **hint)
+        return cast(_Call, Context().run(call))
 
     async def _first(self, call: _Call) -> Item:
         """The first item of a call. Raises EngineError, also when no replica takes it in time."""

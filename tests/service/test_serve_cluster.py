@@ -123,6 +123,15 @@ def test_every_gateway_gives_the_same_answer(client: httpx.Client) -> None:
     assert len({answer["choices"][0]["text"] for answer in answers}) == 1
 
 
+def test_several_prompts_and_choices_of_one_request_are_all_answered(client: httpx.Client) -> None:
+    prompts = ["Once upon a time", "The little fox"]
+    whole = [client.post("/v1/completions", json=REQUEST | {"prompt": prompt}).json() for prompt in prompts]
+    for _ in range(2):
+        both = client.post("/v1/completions", json=REQUEST | {"prompt": prompts, "n": 3}).json()
+        expected = [answer["choices"][0]["text"] for answer in whole for _ in range(3)]
+        assert [choice["text"] for choice in both["choices"]] == expected
+
+
 def test_errors_keep_their_shape_behind_the_proxy(client: httpx.Client) -> None:
     refused = client.post("/v1/completions", json=REQUEST | {"max_tokens": -1})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
@@ -143,6 +152,7 @@ def test_a_client_that_goes_away_frees_the_engine(client: httpx.Client) -> None:
     request = REQUEST | {"n": 32, "temperature": 1, "max_tokens": 480, "stream": True}
     url = client.base_url.join("/v1/completions")
     with httpx.stream("POST", url, json=request, timeout=60) as stream:
+        assert stream.status_code == 200
         next(stream.iter_lines())
     time.sleep(0.5)  # for what was still on its way to the engine
     found = samples(client)
