@@ -25,6 +25,7 @@ def serve_local(settings: ServeSettings, progress: Progress) -> None:
     """Loads, serves and drains. Returns when the server has ended on a signal. Raises CommandError."""
     configure_logging(settings.log_level, settings.log_format)
     config = settings.engine_config()
+    settings.scaling()
     if settings.most_replicas > 1 or settings.ray_address:
         raise UsageError("--local is one process without Ray: leave out --replicas, --max-replicas and --ray-address")
     require_model(settings.model)

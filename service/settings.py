@@ -297,6 +297,11 @@ class ServeSettings(EngineSettings):
     def scaling(self) -> Scaling | None:
         """How the number of replicas changes; None where it does not. Raises UsageError where it cannot be so."""
         if self.max_replicas is None:
+            for name in ("min_replicas", "target_backlog", "upscale_delay", "downscale_delay"):
+                if name in self.model_fields_set:
+                    raise UsageError(
+                        f"{flag(name)} needs {flag('max_replicas')}: without it there are {flag('replicas')}"
+                    )
             return None
         try:
             return Scaling(

@@ -47,8 +47,12 @@ _MAX_VALUE_CHARS = 40
 
 def parse_completion(body: dict[str, object]) -> CompletionRequest:
     """Raises BadRequestError for what is wrong, unknown or not supported."""
-    if type(body.get("n")) is int and body.get("best_of") == body["n"]:
-        body = {**body, "best_of": None}  # The best n of n are all of them.
+    n, best_of = body.get("n"), body.get("best_of")
+    if type(n) is int and type(best_of) is int:
+        if best_of < n:
+            raise BadRequestError(f"'best_of' must be at least 'n' ({n}), got {best_of}", param="best_of")
+        if best_of == n:
+            body = {**body, "best_of": None}  # The best n of n are all of them.
     body = drop_neutral(body, NEUTRAL_COMPLETION_VALUES)
     if isinstance(wanted := body.get("structured_outputs"), dict):
         body["structured_outputs"] = drop_neutral(wanted, NEUTRAL_STRUCTURED_VALUES, "structured_outputs.")

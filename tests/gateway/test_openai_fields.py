@@ -76,7 +76,12 @@ def check(whole: Any, chunks: list[Any]) -> None:
 
 def test_a_refusal_is_the_clients_own(real: httpx.Client) -> None:
     with openai.OpenAI(base_url=base_url(real), api_key="none", max_retries=0, timeout=30) as client:
-        for body, param in (({"logprobs": 21}, "logprobs"), ({"best_of": 3}, "best_of"), ({"suffix": "x"}, "suffix")):
+        for body, param in (
+            ({"logprobs": 21}, "logprobs"),
+            ({"best_of": 3}, "best_of"),
+            ({"n": 2, "best_of": 1}, "best_of"),
+            ({"suffix": "x"}, "suffix"),
+        ):
             with pytest.raises(openai.BadRequestError) as refused:
                 client.completions.create(model="mosaic", prompt="x", **body)  # type: ignore[call-overload]
             assert refused.value.param == param

@@ -143,7 +143,10 @@ def test_a_gpu_for_each_replica_means_cuda() -> None:
 
 
 def test_the_number_of_replicas_is_fixed_unless_there_is_a_most() -> None:
-    assert load_settings({"replicas": 3, "min_replicas": 0}, {}, None).scaling() is None
+    assert load_settings({"replicas": 3}, {}, None).scaling() is None
+    for name in ("min_replicas", "target_backlog", "upscale_delay", "downscale_delay"):
+        with pytest.raises(UsageError, match=f"^{flag(name)} needs --max-replicas"):
+            load_settings({"replicas": 3, name: 1}, {}, None).scaling()
     given = {"min_replicas": 0, "max_replicas": 4, "target_backlog": 2, "upscale_delay": 1, "downscale_delay": 9}
     settings = load_settings(given, {}, None)
     assert settings.scaling() == Scaling(0, 4, 1, target_backlog_s=2, upscale_delay_s=1, downscale_delay_s=9)
