@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,6 +28,8 @@ from service.errors import CommandError, EngineStartError, UsageError
 if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.schema import ServeStatus
+
+    from service.ray_frontends import Frontend
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class RayCluster:
         self._num_cpus = num_cpus
         self._worker = _Worker()
         self._run_dir: _RunDir | None = None
-        self._app_name: str | None = None
+        self._frontend: Frontend | None = None
 
     async def start(self) -> None:
         """Starts a private Ray, or joins the cluster at the address. Raises EngineStartError."""
@@ -96,13 +98,21 @@ class RayCluster:
         if self._run_dir is not None and num_gpus > (found := await self._worker.call(_count_gpus)):
             raise UsageError(f"--num-gpus: the replicas need {num_gpus:g} GPUs, but Ray finds {found:g} here")
 
-    async def deploy(self, build: Callable[[], Application], name: str) -> None:
+    async def deploy(
+        self, build: Callable[[], Application], name: str, terms: Mapping[str, object] | None = None
+    ) -> None:
         """Runs the application that `build` returns and waits until it is ready. Raises EngineStartError.
 
-        `build` runs when Ray has been imported, and in Ray's thread.
+        `build` runs when Ray has been imported, and in Ray's thread. With `terms` the application is shared by all who
+        name it with the same ones, and UsageError is raised where others' differ.
         """
-        self._app_name = name
-        await self._worker.call(lambda: _run(build(), name))
+        if terms is None:
+            await self._worker.call(lambda: _run(build(), name))
+        else:
+            while True:  # until nobody else is just coming or going
+                if await self._worker.call(lambda: self._join(build, name, terms)):
+                    break
+                await asyncio.sleep(_POLL_S)
         said = ""
         while (message := await self._worker.call(lambda: _what_is_missing(name))) is not None:
             if message and message != said:
@@ -148,13 +158,19 @@ class RayCluster:
             )
         serve.start(proxy_location="Disabled")
 
+    def _join(self, build: Callable[[], Application], name: str, terms: Mapping[str, object]) -> bool:
+        from service.ray_frontends import Frontend
+
+        self._frontend = self._frontend or Frontend(name, terms)
+        return self._frontend.join(lambda: _run(build(), name))
+
     def _stop(self) -> None:
         import ray
-        from ray import serve
 
         # A private Ray goes as a whole, and faster than it would piece by piece.
-        if self._run_dir is None and self._app_name is not None and ray.is_initialized():
-            serve.delete(self._app_name)
+        if self._frontend is not None and ray.is_initialized():
+            while not self._frontend.leave():
+                time.sleep(_POLL_S)
         ray.shutdown()
 
 

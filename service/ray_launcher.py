@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -26,12 +26,32 @@ from service.launcher import run_loop, serve_client
 from service.logs import configure_logging
 from service.progress import Progress
 from service.ray_cluster import RayCluster
-from service.settings import ServeSettings
+from service.settings import ServeSettings, flag
 from service.startup import require_model, require_tracing
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
+# Of the engine's configuration, the names that differ from those of their options.
+_OPTION_OF = {
+    "model_dir": "model",
+    "num_threads": "threads",
+    "memory_bytes": "memory",
+    "swap_bytes": "swap_memory",
+    "fingerprint": "model_fingerprint",
+}
+_OF_DEPLOYMENT = (
+    "replicas",
+    "min_replicas",
+    "max_replicas",
+    "target_backlog",
+    "upscale_delay",
+    "downscale_delay",
+    "update_surge",
+    "num_gpus",
+    "drain_timeout",
+    "log_format",
+)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -76,7 +96,8 @@ async def _serve(settings: ServeSettings, config: EngineConfig, door: FrontDoor,
                 await cluster.require_gpus(settings.most_replicas * settings.num_gpus)
             with progress.step(f"Loading {settings.model_name}"):
                 app_name = _app_name(settings)
-                await cluster.deploy(lambda: _application(settings, config), app_name)
+                terms = None if settings.ray_address is None else _terms(settings, config)
+                await cluster.deploy(lambda: _application(settings, config), app_name, terms)
                 client = await _connect(app_name, settings)
             await serve_client(settings, client, door, progress)
             code = ExitCode.OK
@@ -100,6 +121,13 @@ def _application(settings: ServeSettings, config: EngineConfig) -> Application:
         drain_timeout_s=settings.drain_timeout,
         log_format=settings.log_format,
     )
+
+
+def _terms(settings: ServeSettings, config: EngineConfig) -> dict[str, object]:
+    """What servers on one cluster have to agree on to share its engines, by option: all that these are told."""
+    told = {_OPTION_OF.get(name, name): value for name, value in asdict(config).items()}
+    told |= {name: getattr(settings, name) for name in _OF_DEPLOYMENT}
+    return {flag(name): value for name, value in told.items()}
 
 
 def _app_name(settings: ServeSettings) -> str:
