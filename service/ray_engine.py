@@ -171,7 +171,8 @@ class EngineReplica:
                 yield await mailbox.take()
         finally:
             del self._gateways[gateway_id]
-            for request_id, ended in gateway.requests.items():
+            # A copy: what waits for its grammar ends at once, and takes itself out.
+            for request_id, ended in list(gateway.requests.items()):
                 self._engine.abort(request_id)
                 ended.set()
 
