@@ -23,6 +23,6 @@ def _series(text: str, name: str) -> Iterator[tuple[dict[str, str], float]]:
             yield dict(_LABEL.findall(match["labels"] or "")), float(match["value"])
 
 
-def num_series(text: str, name: str) -> int:
-    """How many series are called `name`."""
-    return sum(1 for _ in _series(text, name))
+def series_values(text: str, name: str) -> list[float]:
+    """The value of each series called `name`."""
+    return [value for _, value in _series(text, name)]

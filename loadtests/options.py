@@ -34,6 +34,7 @@ _CHAOS_COMMAND = (
     f"{sys.executable} -m tests.chaos {{orders}} --port {{port}} --replicas 2 --threads 1 --memory 24MiB "
     "--max-num-seqs 16 --max-num-waiting 64 --resume-timeout 60"
 )
+_CHAOS_NODES_COMMAND = f"{sys.executable} -m tests.chaos.nodes --port {{port}}"
 _NAMED_COMMAND = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 
 
@@ -139,6 +140,7 @@ def _add_soak(soak: argparse.ArgumentParser) -> None:
 def chaos_plan(options: argparse.Namespace) -> ChaosPlan:
     return ChaosPlan(
         command=options.server_command or _CHAOS_COMMAND,
+        nodes_command=_CHAOS_NODES_COMMAND,
         cases=tuple(options.case or CASES),
         size=options.concurrency,
         seed=options.seed,

@@ -154,6 +154,9 @@ def build(args: Mapping[str, Any]) -> Application:
         max_ongoing_requests=_MAX_CONNECTIONS,
         max_surge_percent=settings.update_surge,
         ray_actor_options={"num_cpus": 0.5},
+        # One that says nothing three times has to go, and with it the connections that wait for it in vain.
+        health_check_period_s=1.0,
+        health_check_timeout_s=5.0,
         graceful_shutdown_timeout_s=settings.drain_timeout,
         graceful_shutdown_wait_loop_s=0.5,
         logging_config=_logging(settings.log_format),

@@ -55,7 +55,6 @@ _PULSE_POLL_S = 0.02
 _MAX_ATTEMPTS = 10
 _LOST = "the engine replica working on this request was lost"
 _SILENT = "the engine replica does not answer"
-_FATAL = "two engine replicas were lost when this request began there, so it is not tried again"
 _CLOSING = "the server is shutting down"
 # Between two tries to find a replica for a request that lost its own: twice as long each time.
 _FIRST_PAUSE_S = 0.1
@@ -202,9 +201,10 @@ class RayEngineClient:
                     continue
                 if not delivery.has_output:
                     if delivery.is_culprit:
-                        raise FatalRequestError(_FATAL) from loss
+                        raise FatalRequestError from loss
                     raise
-                yield delivery.end(FinishReason.ERROR, _FATAL if delivery.is_culprit else str(loss))
+                reason = FatalRequestError.MESSAGE if delivery.is_culprit else str(loss)
+                yield delivery.end(FinishReason.ERROR, reason)
                 return
             finally:
                 self._leave(passage)

@@ -33,6 +33,19 @@ class Blow:
 Strike = Callable[[Stage, Crowd, random.Random], Awaitable[Blow]]
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is done. `is_on_nodes`: to gateways and engines on two nodes of Ray, else to one gateway and its engines.
+
+    `may_cut`: connections may end, those of a gateway that is broken.
+    """
+
+    what: str
+    strike: Strike
+    is_on_nodes: bool = False
+    may_cut: bool = False
+
+
 async def kill_replica(stage: Stage, _: Crowd, rng: random.Random) -> Blow:
     victim = rng.choice(stage.engines())
     stage.give_up(victim)
@@ -132,19 +145,44 @@ async def scale_down(stage: Stage, _: Crowd, __: random.Random) -> Blow:
     return Blow(await stage.until_whole(WHOLE_TIMEOUT_S), f"down after {smaller_s:.1f} s, then up again")
 
 
-CASES: dict[str, tuple[str, Strike]] = {
-    "kill-replica": ("SIGKILL of one of two replicas", kill_replica),
-    "kill-all": ("SIGKILL of all replicas at once", kill_all_replicas),
-    "stop-replica": (f"SIGSTOP of a replica, SIGCONT after {STOPPED_S:g} s", stop_replica),
-    "kill-controller": ("SIGKILL of the Serve controller", kill_controller),
-    "stop-controller": (f"SIGSTOP of the controller, SIGCONT after {CONTROLLER_STOPPED_S:g} s", stop_controller),
-    "step-raises": ("an engine step raises", fail_step),
-    "step-hangs": ("an engine step never ends", hang_step),
-    "poison": ("a request that kills its replica", poison),
-    "full-memory": ("more requests than memory holds", fill_memory),
-    "slow-clients": ("clients that stop reading", read_slowly),
-    "redeploy": ("all replicas replaced by a new deployment", redeploy),
-    "scale-down": ("from two replicas to one, and back", scale_down),
+async def kill_gateway(stage: Stage, crowd: Crowd, rng: random.Random) -> Blow:
+    return await _break_gateway(stage, crowd, rng, signal.SIGKILL)
+
+
+async def stop_gateway(stage: Stage, crowd: Crowd, rng: random.Random) -> Blow:
+    """Stopped for good: it has to be found out and ended, and with it its connections."""
+    return await _break_gateway(stage, crowd, rng, signal.SIGSTOP)
+
+
+async def kill_node(stage: Stage, crowd: Crowd, _: random.Random) -> Blow:
+    """All processes of it at once, an engine among them, as when a machine goes."""
+    victims = stage.second_node()
+    num_lost = len(set(victims) & set(stage.engines()))
+    before = crowd.tally.counts[Outcome.FINISHED]
+    stage.give_up(*victims)
+    for victim in victims:
+        stage.signal(victim, signal.SIGKILL)
+    recovered_s = await stage.until_whole(WHOLE_TIMEOUT_S)
+    meanwhile = crowd.tally.counts[Outcome.FINISHED] - before
+    return Blow(recovered_s, f"{len(victims)} processes, {num_lost} of them engines; {meanwhile} answers meanwhile")
+
+
+CASES: dict[str, Case] = {
+    "kill-replica": Case("SIGKILL of one of two replicas", kill_replica),
+    "kill-all": Case("SIGKILL of all replicas at once", kill_all_replicas),
+    "stop-replica": Case(f"SIGSTOP of a replica, SIGCONT after {STOPPED_S:g} s", stop_replica),
+    "kill-controller": Case("SIGKILL of the Serve controller", kill_controller),
+    "stop-controller": Case(f"SIGSTOP of the controller, SIGCONT after {CONTROLLER_STOPPED_S:g} s", stop_controller),
+    "step-raises": Case("an engine step raises", fail_step),
+    "step-hangs": Case("an engine step never ends", hang_step),
+    "poison": Case("a request that kills its replica", poison),
+    "full-memory": Case("more requests than memory holds", fill_memory),
+    "slow-clients": Case("clients that stop reading", read_slowly),
+    "redeploy": Case("all replicas replaced by a new deployment", redeploy),
+    "scale-down": Case("from two replicas to one, and back", scale_down),
+    "kill-node": Case("SIGKILL of a second Ray node, with an engine", kill_node, is_on_nodes=True),
+    "kill-gateway": Case("SIGKILL of one of two gateways", kill_gateway, is_on_nodes=True, may_cut=True),
+    "stop-gateway": Case("SIGSTOP of one of two gateways, for good", stop_gateway, is_on_nodes=True, may_cut=True),
 }
 
 
@@ -153,6 +191,16 @@ async def _order(stage: Stage, what: str, rng: random.Random) -> Blow:
     stage.give_up(victim)
     stage.order(f"{what}-{victim}")
     return Blow(await stage.until_whole(WHOLE_TIMEOUT_S))
+
+
+async def _break_gateway(stage: Stage, crowd: Crowd, rng: random.Random, how: signal.Signals) -> Blow:
+    victim = rng.choice(stage.gateways())
+    before = crowd.tally.counts[Outcome.FINISHED]
+    stage.give_up(victim)
+    stage.signal(victim, how)
+    recovered_s = await stage.until_whole(WHOLE_TIMEOUT_S)
+    meanwhile = crowd.tally.counts[Outcome.FINISHED] - before
+    return Blow(recovered_s, f"{meanwhile} answers until there were two again")
 
 
 async def _until_controlled(stage: Stage) -> float:

@@ -14,7 +14,7 @@ from loadtests.chaos.question import Question
 from loadtests.chaos.reading import Outcome, Reading, outcome
 from loadtests.chaos.slow_reader import read_slowly
 from loadtests.client import CompletionClient
-from loadtests.connection import Answer
+from loadtests.connection import Answer, Disconnected
 from loadtests.http1 import MalformedResponse
 from loadtests.target import Target
 
@@ -22,6 +22,8 @@ MAX_TOLD = 5
 # A client that is refused comes back after this.
 _BACKOFF_S = 0.2
 _NUM_DAWDLERS = 6
+# What a proxy says, in words of its own, where a gateway is gone before it has begun to answer.
+_PROXY_ERROR = 500
 
 
 Asked = tuple[Question, Reading]
@@ -30,7 +32,7 @@ Asked = tuple[Question, Reading]
 
 @dataclass(slots=True)
 class Tally:
-    """What became of all requests; of `LOST` and `FAILED` also why. `longest_pause_s` is a stream's, all finished."""
+    """What became of all requests; of `LOST`, `FAILED` and `CUT` also why. `longest_pause_s` is a finished stream's."""
 
     counts: Counter[Outcome] = field(default_factory=Counter)
     reasons: list[str] = field(default_factory=list)
@@ -42,7 +44,7 @@ class Tally:
 
     def add(self, kind: str, result: Outcome, reason: str) -> None:
         self.counts[result] += 1
-        if result in (Outcome.LOST, Outcome.FAILED) and len(self.reasons) < MAX_TOLD:
+        if result in (Outcome.LOST, Outcome.FAILED, Outcome.CUT) and len(self.reasons) < MAX_TOLD:
             self.reasons.append(f"{kind} {result.value}: {reason}")
 
     def pause(self, answer: Answer, asked_s: float) -> None:
@@ -53,11 +55,21 @@ class Tally:
 class Crowd:
     """`size` clients while entered; leaving waits until each has its last answer.
 
-    The last of `asked` is the broadest.
+    The last of `asked` is the broadest. `may_be_cut` is where a gateway is broken, and a connection may end with it.
     """
 
-    def __init__(self, target: Target, client: CompletionClient, asked: Sequence[Asked], size: int, seed: str) -> None:
+    def __init__(
+        self,
+        target: Target,
+        client: CompletionClient,
+        asked: Sequence[Asked],
+        size: int,
+        seed: str,
+        *,
+        may_be_cut: bool = False,
+    ) -> None:
         self.asked = asked
+        self._may_be_cut = may_be_cut
         self._target = target
         self.tally = Tally()
         self._client = client
@@ -106,10 +118,14 @@ class Crowd:
         asked_s = perf_counter()
         try:
             answer = await self._client.post("/v1/completions", question.body)
+        except Disconnected as error:
+            result, reason = Outcome.CUT if self._may_be_cut else Outcome.LOST, str(error)
         except (OSError, MalformedResponse, TimeoutError) as error:
             result, reason = Outcome.LOST, f"{type(error).__name__}: {error or 'no answer in time'}"
         else:
             result, reason = outcome(question, reference, answer.head.status, answer.body)
+            if self._may_be_cut and answer.head.status == _PROXY_ERROR and result is Outcome.LOST:
+                result = Outcome.CUT
             if result is Outcome.FINISHED and question.is_stream:
                 self.tally.pause(answer, asked_s)
         self.tally.add(question.kind, result, reason)

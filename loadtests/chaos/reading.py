@@ -19,6 +19,8 @@ class Outcome(Enum):
     """Turned away before it was accepted, for want of room."""
     FAILED = "failed"
     """One clear error, after a right beginning where there was one."""
+    CUT = "cut"
+    """Its connection ended early, with the gateway that it led to and that was broken."""
     LOST = "lost"
     """Anything else: no end, two ends, wrong bytes."""
 

@@ -22,6 +22,7 @@ from loadtests.machine import read_machine
 from loadtests.server import ManagedServer, ServerCommand
 
 NUM_REPLICAS = 2
+NUM_GATEWAYS = 2
 _NUM_QUESTIONS = 33
 _ANSWER_TIMEOUT_S = 120.0
 _IDLE_TIMEOUT_S = 20.0
@@ -29,13 +30,18 @@ _STOP_TIMEOUT_S = 30.0
 # The load is there for so long before anything breaks, and goes on for so long when all is whole again.
 _BEFORE_S = (0.8, 1.6)
 _AFTER_S = 1.0
+# Requests come and go in tens of milliseconds to seconds: nothing is broken while an engine happens to have hardly any.
+_NUM_BUSY = 4
+_BUSY_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class ChaosPlan:
-    """`cases` are keys of `CASES`. `command` has {port} and {orders}, a directory."""
+    """`cases` are keys of `CASES`. `command` and, for cases on nodes, `nodes_command` have {port} and {orders}, a
+    directory."""
 
     command: str
+    nodes_command: str
     cases: tuple[str, ...]
     size: int = 16
     seed: int = 0
@@ -62,7 +68,7 @@ class CaseResult:
         tally = self.tally
         return {
             "case": self.name,
-            "what": CASES[self.name][0],
+            "what": CASES[self.name].what,
             "accepted": tally.num_accepted,
             **{result.value: tally.counts[result] for result in Outcome},
             "resumed": self.num_resumed,
@@ -91,18 +97,26 @@ class Suite:
         orders.mkdir(exist_ok=True)
         for old in orders.iterdir():
             old.unlink()
-        command = ServerCommand("chaos", self.plan.command.replace("{orders}", str(orders.resolve())))
-        server = ManagedServer(command, self.directory / "server.log")
+        alone = [name for name in self.plan.cases if not CASES[name].is_on_nodes]
+        on_nodes = [name for name in self.plan.cases if CASES[name].is_on_nodes]
+        async with asyncio.timeout(self.plan.max_seconds):
+            if alone:
+                await self._cases(alone, ServerCommand("chaos", _told(self.plan.command, orders)), orders, 0)
+            if on_nodes:
+                command = ServerCommand("chaos-nodes", _told(self.plan.nodes_command, orders))
+                await self._cases(on_nodes, command, orders, NUM_GATEWAYS)
+
+    async def _cases(self, names: Sequence[str], command: ServerCommand, orders: Path, num_gateways: int) -> None:
+        server = ManagedServer(command, self.directory / f"{command.name}.log")
         client = CompletionClient(server.target, timeout_s=_ANSWER_TIMEOUT_S)
-        stage = Stage(server, client, orders, NUM_REPLICAS)
+        stage = Stage(server, client, orders, NUM_REPLICAS, num_gateways)
         try:
-            async with asyncio.timeout(self.plan.max_seconds):
-                await server.start(WHOLE_TIMEOUT_S)
-                await stage.until_whole(WHOLE_TIMEOUT_S)
-                asked = await _undisturbed(client, self.plan.seed)
-                for name in self.plan.cases:
-                    self.results.append(await self._case(name, stage, server, asked))
-                    self.say(_line(self.results[-1]))
+            await server.start(WHOLE_TIMEOUT_S)
+            await stage.until_whole(WHOLE_TIMEOUT_S)
+            asked = await _undisturbed(client, self.plan.seed)
+            for name in names:
+                self.results.append(await self._case(name, stage, server, asked))
+                self.say(_line(self.results[-1]))
         finally:
             client.close()
             await server.stop(_STOP_TIMEOUT_S)
@@ -110,20 +124,27 @@ class Suite:
     async def _case(self, name: str, stage: Stage, server: ManagedServer, asked: Sequence[Asked]) -> CaseResult:
         seed = f"{self.plan.seed}:{name}"
         rng = random.Random(seed)
-        crowd = Crowd(server.target, stage.client, asked, self.plan.size, seed)
+        case = CASES[name]
+        crowd = Crowd(server.target, stage.client, asked, self.plan.size, seed, may_be_cut=case.may_cut)
         before = await stage.count("mosaic_request_resumptions_total")
         blow, problem = Blow(0.0), ""
         async with crowd:
             await asyncio.sleep(rng.uniform(*_BEFORE_S))
+            await stage.until_busy(_NUM_BUSY, _BUSY_TIMEOUT_S)
             try:
-                blow = await CASES[name][1](stage, crowd, rng)
+                blow = await case.strike(stage, crowd, rng)
             except ServerError as error:
                 problem = str(error)
             await asyncio.sleep(_AFTER_S)
         held = await stage.until_idle(_IDLE_TIMEOUT_S)
-        resumed = await stage.count("mosaic_request_resumptions_total") - before
+        # A gateway that was broken has taken its count with it.
+        resumed = max(await stage.count("mosaic_request_resumptions_total") - before, 0)
         recovered_s = None if problem else round(blow.recovered_s, 1)
         return CaseResult(name, crowd.tally, int(resumed), recovered_s, blow.note, held, problem)
+
+
+def _told(command: str, orders: Path) -> str:
+    return command.replace("{orders}", str(orders.resolve()))
 
 
 async def _undisturbed(client: CompletionClient, seed: int) -> list[Asked]:
@@ -139,13 +160,14 @@ async def _undisturbed(client: CompletionClient, seed: int) -> list[Asked]:
 
 def report(results: Sequence[CaseResult]) -> str:
     """The table."""
-    names = ("case", "accepted", "finished", "resumed", "failed clearly", "lost", "refused", "whole after", "pause")
+    counted = ("accepted", "finished", "resumed", "failed clearly", "cut", "lost", "refused")
+    names = ("case", *counted, "whole after", "longest pause")
     lines = ["| " + " | ".join(names) + " | |", "| --- |" + " ---: |" * (len(names) - 1) + " --- |"]
     for result in results:
-        counts, tally = result.tally.counts, result.tally
+        counts, tally, case = result.tally.counts, result.tally, CASES[result.name]
         whole = "never" if result.recovered_s is None else f"{result.recovered_s:.1f} s"
-        cells = [CASES[result.name][0], str(tally.num_accepted), str(counts[Outcome.FINISHED]), str(result.num_resumed)]
-        cells += [str(counts[each]) for each in (Outcome.FAILED, Outcome.LOST, Outcome.REFUSED)]
+        cells = [case.what, str(tally.num_accepted), str(counts[Outcome.FINISHED]), str(result.num_resumed)]
+        cells += [str(counts[each]) for each in (Outcome.FAILED, Outcome.CUT, Outcome.LOST, Outcome.REFUSED)]
         cells += [whole, f"{tally.longest_pause_s:.1f} s", result.note]
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")

@@ -24,7 +24,15 @@ class EngineDeadError(EngineError):
 
 
 class FatalRequestError(EngineError):
-    """Engines were lost to this request: sent again, it may bring others down."""
+    """Engines were lost to this request: sent again, it may bring others down.
+
+    After a first output it is that message, as the error of the last one.
+    """
+
+    MESSAGE = "two engine replicas were lost when this request began there, so it is not tried again"
+
+    def __init__(self) -> None:
+        super().__init__(self.MESSAGE)
 
 
 class RequestRejectedError(EngineError):

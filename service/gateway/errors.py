@@ -68,7 +68,7 @@ class GenerationFailedError(ApiError):
     """The engine gave up on a request it had accepted."""
 
     def __init__(self) -> None:
-        super().__init__(500, "the generation failed on the server; the request can be sent again", code="engine_error")
+        super().__init__(500, "the generation failed on the server", code="engine_error")
 
 
 class DrainingError(ApiError):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from model.tokenizer import Tokenizer
+from service.engine.errors import FatalRequestError
 from service.engine.grammar import FAULT
 from service.engine.request import FinishReason, RequestTiming
 from service.gateway.choice import Choice, Delta
@@ -118,7 +119,8 @@ class CompletionRun:
 
         Poking the merge ends the wait.
 
-        Raises what the engine client raised, GenerationFailedError, or BadRequestError where its grammar failed it.
+        Raises what the engine client raised, GenerationFailedError, FatalRequestError where engines were lost to it, or
+        BadRequestError where its grammar failed it.
         """
         arrivals = await self._merge.take()
         if arrivals:
@@ -177,6 +179,8 @@ class CompletionRun:
                 param = self._plan.asked_grammar.param
                 raise BadRequestError(output.error, param=param, code="grammar_too_complex") from None
             logger.error("request %s: the engine failed: %s", self._plan.request_id, output.error)  # noqa: TRY400
+            if output.error == FatalRequestError.MESSAGE:
+                raise FatalRequestError from None
             raise
         if choice.is_finished:
             if not output.is_finished:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from model.tokenizer import Tokenizer
-from service.engine.errors import EngineDeadError, EngineOverloadedError, RequestRejectedError
+from service.engine.errors import EngineDeadError, EngineOverloadedError, FatalRequestError, RequestRejectedError
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.gateway.settings import GatewaySettings
 from tests.gateway.fake_engine import FakeEngine, by_choice, hang, say, steps
@@ -211,6 +211,17 @@ def test_a_failure_during_a_whole_answer_is_a_500_without_its_reason(
     answer = client.post("/v1/completions", json={"prompt": [1]})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_error")
     assert "secret" not in answer.text
+
+
+def test_a_request_that_engines_were_lost_to_is_not_to_be_sent_again(client: httpx.Client, engine: FakeEngine) -> None:
+    async def script(request: Request) -> AsyncGenerator[RequestOutput, None]:
+        yield RequestOutput(request.request_id, (5,))
+        yield RequestOutput(request.request_id, finish_reason=FinishReason.ERROR, error=FatalRequestError.MESSAGE)
+
+    engine.script = script
+    answer = client.post("/v1/completions", json={"prompt": [1]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "fatal_request")
+    assert answer.headers["x-should-retry"] == "false"
 
 
 def test_when_one_choice_is_refused_the_others_are_closed(client: httpx.Client, engine: FakeEngine) -> None:

@@ -17,17 +17,13 @@ STREAM = Question("stream", b"", is_stream=True)
 WHOLE = Question("whole", b"", is_stream=False)
 
 
-def test_no_client_loses_anything_when_a_replica_is_killed_or_poisoned(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = main(["chaos", "--out", str(tmp_path / "chaos"), "--case", "kill-replica", "--case", "poison"])
+def test_no_client_loses_anything_when_a_replica_is_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["chaos", "--out", str(tmp_path / "chaos"), "--case", "kill-replica"])
     told = capsys.readouterr().out
     assert code == 0, told
-    killed, poisoned = json.loads((tmp_path / "chaos" / "chaos.json").read_text())["cases"]
+    [killed] = json.loads((tmp_path / "chaos" / "chaos.json").read_text())["cases"]
     assert killed["finished"] == killed["accepted"] > 20
     assert killed["resumed"] >= 1
-    assert (poisoned["lost"], poisoned["failed"]) == (0, 1)
-    assert "2 replicas lost to it" in poisoned["note"]
 
 
 def event(text: str, index: int = 0, end: str | None = None) -> bytes:
