@@ -76,7 +76,7 @@ def exchange(server: ServerProcess, sent: bytes, timeout_s: float = 60) -> tuple
 
 
 def post(body: bytes, *headers: str, path: str = PATH) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", *headers]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers]
     if not any(line.lower().startswith(("content-length", "transfer-encoding")) for line in lines):
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -90,15 +90,16 @@ def assert_refused(status: int, body: bytes, expected: int) -> None:
 
 
 ANSWERS = {
-    "a page": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 200),
-    "a file": (b"GET /static/playground.js HTTP/1.1\r\nHost: x\r\n\r\n", 200),
-    "a probe": (b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", 200),
-    "metrics": (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 200),
-    "data": (b"GET /dashboard/data HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+    "a page": (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+    "a file": (b"GET /static/playground.js HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+    "a probe": (b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+    "metrics": (b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+    "data": (b"GET /dashboard/data HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
     "a completion": (post(json.dumps(GOOD).encode()), 200),
     "a stream": (post(json.dumps(GOOD | {"stream": True}).encode()), 200),
-    "nothing there": (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "nothing there": (b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
     "a bad body": (post(b"{"), 400),
+    "a name not its own": (b"GET / HTTP/1.1\r\nHost: attacker.example\r\n\r\n", 403),
     "not HTTP": (b"\x16\x03\x01\x02\x00\r\n\r\n", 400),
     "a long head": (b"GET / HTTP/1.1\r\nX: " + b"x" * 1_000_000, 431),
 }
@@ -164,9 +165,9 @@ REQUESTS = {
     "a chunk size that is none": (post(b"zz\r\n{}\r\n0\r\n\r\n", "Transfer-Encoding: chunked"), 400),
     "a promise of too much": (post(b"{}", f"Content-Length: {10**12}"), 413),
     "text": (post(b"{}").replace(b"application/json", b"text/plain"), 415),
-    "another method": (b"DELETE /v1/completions HTTP/1.1\r\nHost: x\r\n\r\n", 405),
-    "a way out": (b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", 404),
-    "a NUL in the path": (b"GET /v1/models/%00 HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "another method": (b"DELETE /v1/completions HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
+    "a way out": (b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+    "a NUL in the path": (b"GET /v1/models/%00 HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
 }
 
 
