@@ -74,11 +74,10 @@ class Flight:
 
     async def take(self) -> RequestOutput:
         """All new ids as one output; waits for the first. Raises EngineLostError."""
-        while self._output is None:
-            if self._loss is not None:
-                raise self._loss
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+        await self.listen()
+        if self._output is None:
+            assert self._loss is not None
+            raise self._loss
         output, self._output = self._output, None
         return output
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import typing
 from pathlib import Path
@@ -18,10 +17,10 @@ from model import layers as model_layers
 from model import mosaic_v2
 from service.errors import ExitCode
 from service.settings import ServeSettings, env_name, flag
+from tests.documented import hold_table
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATING = ROOT / "docs" / "operating.md"
-_TABLE = re.compile(r"(<!-- options: .*? -->\n)(.*?)(<!-- end of options -->)", re.DOTALL)
 
 
 def options_table() -> str:
@@ -47,12 +46,7 @@ def _choices(annotation: Any) -> str:
 
 
 def test_the_table_of_options_is_complete() -> None:
-    text = OPERATING.read_text(encoding="utf-8")
-    updated = _TABLE.sub(lambda match: match[1] + options_table() + match[3], text)
-    if os.environ.get("TESSERA_UPDATE_DOCS"):
-        OPERATING.write_text(updated, encoding="utf-8")
-        return
-    assert text == updated, "run TESSERA_UPDATE_DOCS=1 pytest tests/test_docs.py"
+    hold_table(OPERATING, "options", options_table(), "tests/test_docs.py")
 
 
 def test_exit_codes_are_those_of_the_program() -> None:

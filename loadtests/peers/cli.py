@@ -101,14 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     install = commands.add_parser("install", help="install what is not yet, and say what cannot be")
     bench = commands.add_parser("bench", help="install, then measure all in turns and print the table")
-    bench.add_argument("--out", type=Path, required=True, help="directory for results")
     bench.add_argument("--shapes", default=",".join(SHAPES), metavar="NAMES", help="default: %(default)s")
     bench.add_argument("--only", metavar="NAMES", help="of the servers, such as tessera,llama.cpp")
-    bench.add_argument("--models", type=Path, default=Path("runs/models"), help="where they are kept, or made")
     check = commands.add_parser("check", help="the same cells with our client and with GuideLLM")
-    check.add_argument("--out", type=Path, required=True, help="directory for results")
     check.add_argument("--seconds", type=float, default=10.0, help="of each cell (default: %(default)s)")
-    check.add_argument("--models", type=Path, default=Path("runs/models"), help="where they are kept, or made")
+    for command in (bench, check):
+        command.add_argument("--out", type=Path, required=True, help="directory for results")
+        command.add_argument("--models", type=Path, default=Path("runs/models"), help="where they are kept, or made")
     for command in (install, bench, check):
         command.add_argument("--peers-dir", type=Path, default=Path("runs/peers"), help="default: %(default)s")
     return parser

@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 
 from deploy.grafana import build
+from tests.documented import hold_table
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "observability.md"
-_TABLE = re.compile(r"(<!-- panels: .*? -->\n)(.*?)(<!-- end of panels -->)", re.DOTALL)
 
 
 def table() -> str:
@@ -24,9 +22,4 @@ def table() -> str:
 
 
 def test_every_panel_is_documented() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    updated = _TABLE.sub(lambda match: match[1] + table() + match[3], text)
-    if os.environ.get("TESSERA_UPDATE_DOCS"):
-        PAGE.write_text(updated, encoding="utf-8")
-        return
-    assert text == updated, "run TESSERA_UPDATE_DOCS=1 pytest tests/deploy/test_documented.py"
+    hold_table(PAGE, "panels", table(), "tests/deploy/test_documented.py")

@@ -45,6 +45,13 @@ class Queue:
     def end(self, index: int = 0) -> None:
         self.admission.end(self.live.pop(index).request_id)
 
+    def flow(self, num_times: int, period_s: float, num_tokens: int = 2) -> None:
+        """So many times the first ends after a while, and another comes."""
+        for _ in range(num_times):
+            self.now_s += period_s
+            self.end()
+            self.ask(num_tokens=num_tokens)
+
     def fill(self, key: str = "", num_tokens: int = 2) -> EngineOverloadedError:
         """Asks until it is refused."""
         for _ in range(10_000):
@@ -124,10 +131,7 @@ def test_bounds_hold_whatever_comes(
 def test_retry_after_is_measured_and_idle_time_does_not_count() -> None:
     queue = Queue(QueueLimits(1, 1, 1000))
     assert queue.fill().retry_after_s == 1.0, "nothing is known yet"
-    for _ in range(20):
-        queue.now_s += 3.0
-        queue.end()
-        queue.ask()
+    queue.flow(20, 3.0)
     assert queue.fill().retry_after_s == pytest.approx(3.0)
     queue.end()
     queue.end()
@@ -138,10 +142,7 @@ def test_retry_after_is_measured_and_idle_time_does_not_count() -> None:
 def test_those_refused_stand_in_a_line_that_moves_on() -> None:
     queue = Queue(QueueLimits(1, 9, 1000))
     queue.fill()
-    for _ in range(20):
-        queue.now_s += 3.0
-        queue.end()
-        queue.ask()
+    queue.flow(20, 3.0)
     told = [queue.fill().retry_after_s for _ in range(30)]
     assert told == pytest.approx([min(3.0 * place, 30.0) for place in range(1, 31)])
     queue.now_s += 30 * 3.0
@@ -167,10 +168,7 @@ def test_a_flood_of_refusals_is_forgotten() -> None:
 def test_retry_after_counts_tokens_where_tokens_are_short() -> None:
     queue = Queue(QueueLimits(1, 100, 100))
     queue.fill(num_tokens=50)
-    for _ in range(10):
-        queue.now_s += 2.0
-        queue.end()
-        queue.ask(num_tokens=50)
+    queue.flow(10, 2.0, num_tokens=50)
     with pytest.raises(EngineOverloadedError) as caught:
         queue.ask(num_tokens=100)
     assert caught.value.retry_after_s == pytest.approx(2.0 * 100 / 50)

@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.stats import EngineStats
+from tests.documented import hold_table
 from tests.gateway.fake_engine import FakeEngine
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "observability.md"
-_TABLE = re.compile(r"(<!-- metrics: .*? -->\n)(.*?)(<!-- end of metrics -->)", re.DOTALL)
 
 
 def table(scrape: str) -> str:
@@ -33,9 +31,4 @@ def test_every_metric_is_documented(client: httpx.Client, engine: FakeEngine) ->
     engine.snapshots = [EngineStats("0", start_up=(("weights", 1.0),))]
     client.get("/version")  # so that some exchange has been counted
     scrape = client.get("/metrics").text
-    text = PAGE.read_text(encoding="utf-8")
-    updated = _TABLE.sub(lambda match: match[1] + table(scrape) + match[3], text)
-    if os.environ.get("TESSERA_UPDATE_DOCS"):
-        PAGE.write_text(updated, encoding="utf-8")
-        return
-    assert text == updated, "run TESSERA_UPDATE_DOCS=1 pytest tests/gateway/test_documented.py"
+    hold_table(PAGE, "metrics", table(scrape), "tests/gateway/test_documented.py")
