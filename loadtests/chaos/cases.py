@@ -48,6 +48,7 @@ class Case:
 
 async def kill_replica(stage: Stage, _: Crowd, rng: random.Random) -> Blow:
     victim = rng.choice(stage.engines())
+    await stage.until_busy()
     stage.give_up(victim)
     stage.signal(victim, signal.SIGKILL)
     return Blow(await stage.until_whole(WHOLE_TIMEOUT_S))
@@ -55,6 +56,7 @@ async def kill_replica(stage: Stage, _: Crowd, rng: random.Random) -> Blow:
 
 async def kill_all_replicas(stage: Stage, _: Crowd, __: random.Random) -> Blow:
     victims = stage.engines()
+    await stage.until_busy()
     stage.give_up(*victims)
     for victim in victims:
         stage.signal(victim, signal.SIGKILL)
@@ -64,6 +66,7 @@ async def kill_all_replicas(stage: Stage, _: Crowd, __: random.Random) -> Blow:
 async def stop_replica(stage: Stage, crowd: Crowd, rng: random.Random) -> Blow:
     """Stopped, not ended: its connections stay open. It comes back later, and what it says then is nobody's."""
     victim = rng.choice(stage.engines())
+    await stage.until_busy()
     before = crowd.tally.counts[Outcome.FINISHED]
     stage.signal(victim, signal.SIGSTOP)
     try:
@@ -127,6 +130,7 @@ async def read_slowly(stage: Stage, crowd: Crowd, rng: random.Random) -> Blow:
 
 async def redeploy(stage: Stage, _: Crowd, __: random.Random) -> Blow:
     before = stage.engines()
+    await stage.until_busy()
     stage.order(f"replicas-{stage.num_replicas}")
     stage.give_up(*before)
     return Blow(await stage.until_whole(WHOLE_TIMEOUT_S))
@@ -134,6 +138,7 @@ async def redeploy(stage: Stage, _: Crowd, __: random.Random) -> Blow:
 
 async def scale_down(stage: Stage, _: Crowd, __: random.Random) -> Blow:
     """To one replica; the others finish what they have. Then back."""
+    await stage.until_busy()
     number = stage.num_replicas
     stage.num_replicas = 1
     stage.order("replicas-1")
@@ -158,6 +163,7 @@ async def kill_node(stage: Stage, crowd: Crowd, _: random.Random) -> Blow:
     """All processes of it at once, an engine among them, as when a machine goes."""
     victims = stage.second_node()
     num_lost = len(set(victims) & set(stage.engines()))
+    await stage.until_busy()
     before = crowd.tally.counts[Outcome.FINISHED]
     stage.give_up(*victims)
     for victim in victims:
@@ -188,6 +194,7 @@ CASES: dict[str, Case] = {
 
 async def _order(stage: Stage, what: str, rng: random.Random) -> Blow:
     victim = rng.choice(stage.engines())
+    await stage.until_busy()
     stage.give_up(victim)
     stage.order(f"{what}-{victim}")
     return Blow(await stage.until_whole(WHOLE_TIMEOUT_S))
@@ -195,6 +202,7 @@ async def _order(stage: Stage, what: str, rng: random.Random) -> Blow:
 
 async def _break_gateway(stage: Stage, crowd: Crowd, rng: random.Random, how: signal.Signals) -> Blow:
     victim = rng.choice(stage.gateways())
+    await stage.until_busy()
     before = crowd.tally.counts[Outcome.FINISHED]
     stage.give_up(victim)
     stage.signal(victim, how)

@@ -18,6 +18,9 @@ from loadtests.procfs import descendants, read_processes, read_title
 from loadtests.server import ManagedServer
 
 POLL_S = 0.1
+# Requests come and go in tens of milliseconds to seconds: nothing is broken while an engine happens to have hardly any.
+_NUM_BUSY = 4
+_BUSY_TIMEOUT_S = 10.0
 _ENGINE = re.compile(r"ray::ServeReplica:[^:]*:Engine\b")
 _GATEWAY = re.compile(r"ray::ServeReplica:[^:]*:Gateway\b")
 _CONTROLLER = re.compile(r"ray::ServeController\b")
@@ -101,13 +104,18 @@ class Stage:
             await asyncio.sleep(POLL_S)
         return perf_counter() - started_s
 
-    async def until_busy(self, num_requests: int, timeout_s: float) -> None:
-        """Waits until every engine works on so many requests at once; no longer than that."""
-        started_s = perf_counter()
-        while perf_counter() - started_s < timeout_s:
+    async def until_busy(self) -> None:
+        """Waits until every engine works on some requests at once, at two looks in a row, but not for ever.
+
+        At the first look a gateway may not have heard yet that an engine took a request: it would send that elsewhere,
+        not go on with it. The last thing before a blow: whom it hits is looked for before, since that takes as long as
+        some requests do.
+        """
+        started_s, num_looks = perf_counter(), 0
+        while num_looks < 2 and perf_counter() - started_s < _BUSY_TIMEOUT_S:
             text = (await self.client.get("/metrics")).body.decode()
-            if min(series_values(text, "mosaic_num_requests_running"), default=0) >= num_requests:
-                return
+            is_busy = min(series_values(text, "mosaic_num_requests_running"), default=0) >= _NUM_BUSY
+            num_looks = num_looks + 1 if is_busy else 0
 
     async def until_idle(self, timeout_s: float) -> str:
         """Waits until no engine holds anything for anybody; what one still held after so long, else empty."""

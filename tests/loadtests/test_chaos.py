@@ -22,8 +22,8 @@ def test_no_client_loses_anything_when_a_replica_is_killed(tmp_path: Path, capsy
     told = capsys.readouterr().out
     assert code == 0, told
     [killed] = json.loads((tmp_path / "chaos" / "chaos.json").read_text())["cases"]
-    assert killed["finished"] == killed["accepted"] > 20
-    assert killed["resumed"] >= 1
+    assert killed["finished"] == killed["accepted"] > 20, killed
+    assert killed["resumed"] >= 1, killed
 
 
 def event(text: str, index: int = 0, end: str | None = None) -> bytes:

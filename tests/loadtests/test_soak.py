@@ -14,7 +14,8 @@ from loadtests.exposition import gauge_sum
 from loadtests.mixture import MixedRequest, Outcome, fault, mixed_request
 from loadtests.soak import MIB, Sample, SoakResult, report
 
-SERVE = f"{sys.executable} -m service serve --local --threads 1 --port {{port}}"
+# Memory that a few seconds fill: what is written to for the first time counts as growth.
+SERVE = f"{sys.executable} -m service serve --local --threads 1 --memory 32MiB --port {{port}}"
 REST = Sample(0.0, 100 * MIB, 0, 0, 0, 0)
 
 
