@@ -211,9 +211,13 @@ def batch_of(
     )
 
 
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """The largest error over the largest expected number, or over 0.001 where all are smaller."""
+    assert actual.shape == expected.shape
+    return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-3))
+
+
 def assert_close(actual: Tensor, expected: Tensor, rtol: float) -> None:
     """Equal to `rtol` of the largest expected number."""
-    assert actual.shape == expected.shape
-    scale = float(expected.abs().max())
-    error = float((actual.double() - expected.double()).abs().max())
-    assert error <= rtol * scale, f"off by {error:.3g}, {error / scale:.3g} of the largest number"
+    error = relative_error(actual, expected)
+    assert error <= rtol, f"off by {error:.3g} of the largest number"

@@ -20,6 +20,7 @@ from model.kernels.cpu_kernel import CpuKernel
 from model.kernels.cpu_library import kernel_path
 from model.kernels.kernel import Kernel, TorchKernel
 from model.mosaic_v1 import MemoryMosaic
+from tests.model.mosaics import relative_error
 
 PATHS = [path for path in ("avx512bf16", "avx2", "generic") if kernel_path(path)]
 BASE = MosaicConfig(
@@ -133,10 +134,6 @@ class Run:
             rng.shuffle(chosen)
             self.feed({r: min(left[r], rng.choice([1, 1, 2, 7, 13, 40])) for r in chosen})
         return self.logits
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-3))
 
 
 any_shape = given(

@@ -16,7 +16,15 @@ from model.kernels.choice import choose_path
 from model.kernels.cpu_kernel import CpuKernel
 from model.kernels.cpu_library import kernel_path
 from model.kernels.kernel import TorchKernel
-from tests.model.mosaics import assert_close, draw_ids, random_v2_model, served, small_v2_config, v2_configs
+from tests.model.mosaics import (
+    assert_close,
+    draw_ids,
+    random_v2_model,
+    relative_error,
+    served,
+    small_v2_config,
+    v2_configs,
+)
 
 PATHS = [path for path in ("avx512bf16", "avx2", "generic") if kernel_path(path)]
 CONFIG = small_v2_config(
@@ -33,10 +41,13 @@ def test_equals_the_network(config: MosaicV2Config, seed: int, path: str, wildne
             parameter.mul_(wildness)
     sequences = draw_ids(config.vocab_size, 50, 3, 17, seed=seed)
     kernel = CpuKernel(model, num_threads=1, path=path)
-    expected = copy.deepcopy(model).double()
+    precise = copy.deepcopy(model).double()
     logits = served(model, sequences, seed, block_size=16, kernel=kernel)
     for sequence, rows in zip(sequences, logits, strict=True):
-        assert_close(rows, expected(sequence[None])[0], 1e-4)
+        expected = precise(sequence[None])[0]
+        # Numbers that all but cancel before a norm are as wrong after it as float32 left them: so may the kernel be.
+        plain_error = relative_error(model(sequence[None])[0], expected)
+        assert relative_error(rows, expected) <= max(1e-4, 10 * plain_error)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -1,12 +1,14 @@
-"""`tessera`, whose recording can be switched off: `python -m tests.service.unmetered serve --local --port 8000`.
+"""`tessera`, whose recording can be switched off: `python -m tests.service.unmetered 10 serve --local --port 8000`.
 
 SIGUSR1 puts nothing in the place of all that counts and times for metrics, the dashboard and `/debug/`; SIGUSR2 puts it
-back. For measuring what recording costs, and for nothing else.
+back, each call made as often as the first argument says. For measuring what recording costs, and for nothing else.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import service.engine.engine
@@ -25,36 +27,80 @@ async def _no_survey(*_: object, **__: object) -> Survey:
     return Survey([], None)
 
 
-class Recording:
-    """All that records in this process. Create it before any gateway."""
+class _Repetition:
+    """Makes every call `times` over, but not those that a repeated call makes in turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self._is_within = False
+
+    def of(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """For functions of one thread, the event loop's."""
+
+        def repeat(*arguments: Any, **named: Any) -> Any:
+            if self._is_within:
+                return function(*arguments, **named)
+            self._is_within = True
+            for _ in range(self.times - 1):
+                function(*arguments, **named)
+            result = function(*arguments, **named)
+            self._is_within = False
+            return result
+
+        return repeat
+
+    def of_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """For functions of the engine's thread, none of which calls another."""
+
+        def repeat(*arguments: Any, **named: Any) -> Any:
+            for _ in range(self.times - 1):
+                function(*arguments, **named)
+            return function(*arguments, **named)
+
+        return repeat
+
+    def of_survey(self, survey: Callable[..., Awaitable[Survey]]) -> Callable[..., Awaitable[Survey]]:
+        async def repeat(*arguments: Any, **named: Any) -> Survey:
+            for _ in range(self.times - 1):
+                await survey(*arguments, **named)
+            return await survey(*arguments, **named)
+
+        return repeat
+
+
+class Recording:
+    """All that records in this process, `times` for once. Create it before any gateway."""
+
+    def __init__(self, times: int) -> None:
         self._histograms: list[PlainHistogram] = []
         self._watch_histograms()
-        self._recorders: list[tuple[Any, str, Any]] = [
-            (StepMeter, "record", _nothing),
-            (service.engine.engine, "StepRecord", _nothing),
-            (service.engine.engine, "num_prompt_tokens", _nothing),
-            (GatewayMetrics, "http_finished", _nothing),
-            (GatewayMetrics, "rejected", _nothing),
-            (CompletionRun, "_count", _nothing),
-            (PlainCounter, "inc", _nothing),
-            (History, "record", _nothing),
-            (Surveyor, "survey", _no_survey),
+        self._repetition = repetition = _Repetition(times)
+        self._recorders: list[tuple[Any, str, Any, Callable[..., Any]]] = [
+            (owner, name, instead, repeat(getattr(owner, name)))
+            for owner, name, instead, repeat in (
+                (StepMeter, "record", _nothing, repetition.of_engine),
+                (service.engine.engine, "StepRecord", _nothing, repetition.of_engine),
+                (service.engine.engine, "num_prompt_tokens", _nothing, repetition.of_engine),
+                (GatewayMetrics, "http_finished", _nothing, repetition.of),
+                (GatewayMetrics, "rejected", _nothing, repetition.of),
+                (CompletionRun, "_count", _nothing, repetition.of),
+                (PlainCounter, "inc", _nothing, repetition.of),
+                (History, "record", _nothing, repetition.of),
+                (Surveyor, "survey", _no_survey, repetition.of_survey),
+            )
         ]
-        self._originals = [getattr(owner, name) for owner, name, _ in self._recorders]
 
     def stop(self) -> None:
-        for owner, name, instead in self._recorders:
+        for owner, name, instead, _ in self._recorders:
             setattr(owner, name, instead)
         for histogram in self._histograms:
             histogram.observe = _nothing
 
     def start(self) -> None:
-        for (owner, name, _), original in zip(self._recorders, self._originals, strict=True):
-            setattr(owner, name, original)
+        for owner, name, _, repeated in self._recorders:
+            setattr(owner, name, repeated)
         for histogram in self._histograms:
-            histogram.observe = histogram._tally.observe
+            histogram.observe = self._repetition.of(histogram._tally.observe)
 
     def _watch_histograms(self) -> None:
         """Those of `GatewayMetrics` are called through their instances, which have to be known."""
@@ -68,7 +114,8 @@ class Recording:
 
 
 def main() -> None:
-    recording = Recording()
+    recording = Recording(int(sys.argv.pop(1)))
+    recording.start()
     signal.signal(signal.SIGUSR1, lambda *_: recording.stop())
     signal.signal(signal.SIGUSR2, lambda *_: recording.start())
     from service.cli import main as tessera
