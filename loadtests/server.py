@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shlex
 import signal
 import socket
@@ -25,6 +26,8 @@ READY_PATHS = ("/readyz", "/health")
 POLL_S = 0.1
 PROBE_TIMEOUT_S = 5.0
 KILL_WAIT_S = 5.0
+_NEVER_GIVEN = (20_000, 32_768)
+"""Ports below those for outgoing connections, by Linux's default, and above those of Ray's workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +137,13 @@ class ManagedServer:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """A TCP port that nothing listens on now, of those that the system gives to nobody by itself: one of the others may
+    be taken, by any connection, before the server that is to have it has started.
+    """
+    while True:
+        port = random.randrange(*_NEVER_GIVEN)
+        with suppress(OSError), socket.create_server(("", port)):
+            return port
 
 
 def _is_zombie(pid: int) -> bool:

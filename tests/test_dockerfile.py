@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 import httpx
 import pytest
 
+from loadtests.server import free_port
 from tests.dockerfile import Stage, parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -187,9 +187,7 @@ def _copy(sandbox: Sandbox, words: list[str]) -> None:
 
 def _serve(sandbox: Sandbox) -> None:
     """The second stage's start command, health check and stop signal."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    extra = {"TESSERA_PORT": str(port), "TESSERA_HOST": "127.0.0.1"}
+    extra = {"TESSERA_PORT": str(port := free_port()), "TESSERA_HOST": "127.0.0.1"}
     entry = FINAL.last("ENTRYPOINT").exec_form if shutil.which("tini") else []
     command = [*entry, *FINAL.last("CMD").exec_form]
     environment = sandbox.environment(FINAL, extra)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from loadtests.server import free_port
 from tests.service.ray_processes import processes_of
-from tests.service.shipped import configuration, environment, free_port
+from tests.service.shipped import configuration, environment
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import pytest
 import yaml
 
 from deploy.grafana import build
+from loadtests.server import free_port
 from tests.gateway.server import wait_until
 from tests.service.process import ServerProcess
 
@@ -85,8 +85,7 @@ class Prometheus:
         scrape["static_configs"] = [{"targets": [target]}]
         scrape["authorization"] = {"credentials": KEYS["ops"]}
         (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
-        with socket.create_server(("127.0.0.1", 0)) as sock:
-            port = sock.getsockname()[1]
+        port = free_port()
         self._log = (directory / "log").open("wb")
         self.process = subprocess.Popen(
             [

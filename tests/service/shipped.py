@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from loadtests.server import free_port
 from tests.service.process import clean_environment
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def environment(directory: Path) -> dict[str, str]:

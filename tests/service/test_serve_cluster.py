@@ -16,8 +16,9 @@ import httpx
 import pytest
 import yaml
 
+from loadtests.server import free_port
 from tests.service.ray_processes import processes_of, wait_until_gone
-from tests.service.shipped import configuration, environment, free_port
+from tests.service.shipped import configuration, environment
 
 START_TIMEOUT_S = 120
 REQUEST = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
@@ -29,7 +30,9 @@ def client() -> Iterator[httpx.Client]:
     directory = Path(tempfile.mkdtemp(prefix="tc-", dir="/tmp"))
     (directory / "proxy").mkdir()
     port = free_port()
-    (directory / "serve.yaml").write_text(yaml.safe_dump(configuration(port)))
+    config = configuration(port)
+    config["applications"][0]["args"]["debug_endpoints"] = True
+    (directory / "serve.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(directory / "serve.yaml")]
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(directory))
@@ -77,6 +80,19 @@ def test_headers_come_through_the_proxy(client: httpx.Client) -> None:
         assert answer.headers["cache-control"] == "no-store"
         # Serve listens with a server of its own, which says so.
         assert answer.headers["server"] == "uvicorn"
+
+
+def test_an_answer_has_one_request_id(client: httpx.Client) -> None:
+    for asked, sent, expected in (
+        (REQUEST, {}, None),
+        (REQUEST, {"x-request-id": "mine-1"}, "mine-1"),
+        (REQUEST | {"request_id": "mine-2"}, {"x-request-id": "mine-1"}, "mine-2"),
+        (REQUEST, {"x-request-id": "no <id>"}, None),
+    ):
+        answer = client.post("/v1/completions", json=asked, headers=sent)
+        [told] = answer.headers.get_list("x-request-id")
+        assert told == answer.json()["id"]
+        assert told == expected or (expected is None and "<" not in told)
 
 
 def test_every_gateway_gives_the_same_answer(client: httpx.Client) -> None:
@@ -134,6 +150,25 @@ def test_whichever_gateway_answers_a_scrape_it_tells_of_all(client: httpx.Client
     after = told()
     assert sum(after) == sum(before) + 18
     assert [told() for _ in range(6)] == [after] * 6
+
+
+def listed(client: httpx.Client) -> set[str]:
+    """All requests in the engine, asked for on a connection of its own: any gateway may get it."""
+    [replica] = httpx.get(client.base_url.join("/debug/requests"), timeout=60).json()["replicas"]
+    return {state["request_id"] for state in replica["requests"]}
+
+
+def test_whichever_gateway_is_asked_it_lists_all_that_the_engine_works_on(client: httpx.Client) -> None:
+    request = REQUEST | {"n": 32, "temperature": 1, "max_tokens": 480, "stream": True}
+    url = client.base_url.join("/v1/completions")
+    with httpx.stream("POST", url, json=request, timeout=60) as stream:
+        lines = stream.iter_lines()  # kept: a generator that is dropped closes the connection
+        next(lines)
+        while len(listed(client)) < 32:
+            pass  # The first choice may begin before the engine has all.
+        told = [listed(client) for _ in range(4)]
+        assert [len(names) for names in told] == [32] * 4
+        assert {name.split(":")[0] for names in told for name in names} == {stream.headers["x-request-id"]}
 
 
 def test_options_that_mean_nothing_here_are_refused_by_name() -> None:
