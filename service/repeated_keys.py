@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -10,8 +13,16 @@ class _RepeatedKeyError(Exception):
     pass
 
 
+@dataclass(frozen=True)
+class _Repeated:
+    """Stands for an object that has a key twice."""
+
+    key: str
+
+
 def repeated_key(raw: bytes, value: dict[str, object]) -> str | None:
-    """A key that is there more than once in one object of `raw`, the JSON of `value`; None where there is none.
+    """The path of a key that is there more than once in one object of `raw`, the JSON of `value`; None where there is
+    none. `a.b[2].c` is c in the third object of the list b in a.
 
     Raises RecursionError where `raw` is nested too deeply to tell. Costs a count of characters for most requests: a key
     takes a colon, so with no more of them than keys at the top, none is repeated and none lies deeper. Anything
@@ -21,16 +32,37 @@ def repeated_key(raw: bytes, value: dict[str, object]) -> str | None:
         return None
     try:
         json.loads(raw, object_pairs_hook=_require_distinct)
-    except _RepeatedKeyError as error:
-        return str(error)
+    except _RepeatedKeyError:
+        return next(_paths(json.loads(raw, object_pairs_hook=_marked)))
     return None
 
 
 def _require_distinct(pairs: list[tuple[str, Any]]) -> None:
+    if _first_repeated(pairs) is not None:
+        raise _RepeatedKeyError
+
+
+def _marked(pairs: list[tuple[str, Any]]) -> object:
+    key = _first_repeated(pairs)
+    return dict(pairs) if key is None else _Repeated(key)
+
+
+def _first_repeated(pairs: list[tuple[str, Any]]) -> str | None:
     if len(dict(pairs)) == len(pairs):
-        return
-    seen = set[str]()
-    for key, _ in pairs:
-        if key in seen:
-            raise _RepeatedKeyError(key)
-        seen.add(key)
+        return None
+    counts = Counter(key for key, _ in pairs)
+    return next(key for key, count in counts.items() if count > 1)
+
+
+def _paths(value: object) -> Iterator[str]:
+    """Where in `value` objects were marked, outermost names first."""
+    if isinstance(value, _Repeated):
+        yield value.key
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            for path in _paths(inner):
+                yield f"{key}{path}" if path.startswith("[") else f"{key}.{path}"
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            for path in _paths(inner):
+                yield f"[{index}]{path}" if path.startswith("[") else f"[{index}].{path}"

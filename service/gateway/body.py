@@ -8,12 +8,11 @@ from email.message import Message
 import orjson
 from starlette.requests import Request
 
-from service.gateway.errors import ApiError, BadRequestError, shorten
+from service.gateway.errors import MAX_NAME_CHARS, ApiError, BadRequestError, shorten
 from service.gateway.settings import GatewaySettings
 from service.repeated_keys import repeated_key
 
 _PATIENCE = 4
-_MAX_NAME_CHARS = 64
 
 
 async def read_json_object(request: Request, settings: GatewaySettings) -> dict[str, object]:
@@ -86,7 +85,7 @@ def _refuse_repeated_keys(raw: bytes, value: dict[str, object]) -> None:
     except RecursionError:
         raise BadRequestError("the body is nested too deeply", param=None, code="invalid_json") from None
     if key is not None:
-        name = shorten(key, _MAX_NAME_CHARS)
+        name = shorten(key, MAX_NAME_CHARS)
         raise BadRequestError(f"'{name}' is there more than once", param=name, code="repeated_parameter")
 
 

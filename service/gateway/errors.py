@@ -17,6 +17,7 @@ from service.engine.errors import (
 )
 
 MAX_MESSAGE_CHARS = 500
+MAX_NAME_CHARS = 64
 
 _ENGINE_ERRORS: Mapping[type[Exception], tuple[int, str]] = {
     RequestRejectedError: (400, "request_rejected"),

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import orjson
 
 from service.engine.grammar import Grammar, GrammarKind
-from service.gateway.errors import BadRequestError
+from service.gateway.errors import MAX_NAME_CHARS, BadRequestError, shorten
 from service.gateway.schema import CompletionRequest, ResponseFormat, StructuredOutputs
 from service.gateway.settings import GatewaySettings
+from service.repeated_keys import repeated_key
 
 
 class AskedGrammar(NamedTuple):
@@ -77,15 +78,19 @@ def _in_structured_outputs(wanted: StructuredOutputs | None) -> Mapping[str, obj
 
 
 def _schema(value: Any, param: str, settings: GatewaySettings) -> Grammar:
-    if isinstance(value, str):
-        _bound(len(value.encode(errors="replace")), settings.max_grammar_bytes, param, "bytes")
+    text = value.encode(errors="replace") if isinstance(value, str) else None
+    if text is not None:
+        _bound(len(text), settings.max_grammar_bytes, param, "bytes")
         try:
-            value = orjson.loads(value)
+            value = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             raise BadRequestError(f"'{param}' is not valid JSON: {error.msg}", param=param) from None
     if not isinstance(value, dict):
         raise BadRequestError(f"'{param}' must be a JSON schema, an object", param=param)
     _check_depth(value, param, settings.max_schema_depth)
+    if text is not None and (key := repeated_key(text, value)) is not None:
+        message = f"'{param}' has '{shorten(key, MAX_NAME_CHARS)}' more than once"
+        raise BadRequestError(message, param=param)
     source = orjson.dumps(value)
     _bound(len(source), settings.max_grammar_bytes, param, "bytes")
     return Grammar(GrammarKind.JSON_SCHEMA, source.decode())

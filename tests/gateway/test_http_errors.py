@@ -112,7 +112,11 @@ def test_bodies_that_cannot_be_read_say_where(client: httpx.Client, body: bytes,
         (b'{"prompt": [1], "seed": 1, "s\\u0065ed": 2, "user": "a:b"}', "seed"),
         (
             b'{"prompt": [1], "stream": true, "stream_options": {"include_usage": true, "include_usage": null}}',
-            "include_usage",
+            "stream_options.include_usage",
+        ),
+        (
+            b'{"prompt": [1], "response_format": [[1], [{"a": 1}, {"b": [{"c": 1, "c": 2}]}]]}',
+            "response_format[1][1].b[0].c",
         ),
         (b'{"prompt": [1], "seed": %s, "seed": 2}' % (b"1" * 300), "seed"),
         (b'{"prompt": [1], "%s": 1, "%s": 2}' % (b"x" * 5000, b"x" * 5000), "x" * 63 + "…"),

@@ -182,6 +182,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice", "cannot be used together"),
     ({"structured_outputs": {"json": [1]}}, "structured_outputs.json", "must be a JSON schema, an object"),
     ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "is not valid JSON"),
+    (
+        {"structured_outputs": {"json": '{"type": "object", "anyOf": [{"minLength": 1, "minLength": 2}]}'}},
+        "structured_outputs.json",
+        "has 'anyOf[0].minLength' more than once",
+    ),
     ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs.json", 'not supported: ["not"]'),
     ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "unclosed group"),
     ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex", "allows no text"),
