@@ -16,7 +16,8 @@ from model.small_files import read_small_text
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 # A file from elsewhere must not size our memory at will. The largest vocabularies in use take half of the bytes.
-_MAX_FILE_BYTES = 64 << 20
+MAX_FILE_BYTES = 64 << 20
+"""Of a tokenizer.json that is read."""
 _MAX_TOKENS = 1 << 21
 
 
@@ -51,7 +52,7 @@ class Tokenizer:
     def from_file(cls, path: Path | str) -> "Tokenizer":
         """Reads a tokenizer.json; ValueError naming the file where it cannot be used, OSError where unread."""
         try:
-            return cls(read_small_text(path, _MAX_FILE_BYTES))
+            return cls(read_small_text(path, MAX_FILE_BYTES))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 

@@ -99,18 +99,23 @@ class RayCluster:
             raise UsageError(f"--num-gpus: the replicas need {num_gpus:g} GPUs, but Ray finds {found:g} here")
 
     async def deploy(
-        self, build: Callable[[], Application], name: str, terms: Mapping[str, object] | None = None
+        self,
+        build: Callable[[], Application],
+        name: str,
+        terms: Mapping[str, object] | None = None,
+        model: Path | None = None,
     ) -> None:
         """Runs the application that `build` returns and waits until it is ready. Raises EngineStartError.
 
         `build` runs when Ray has been imported, and in Ray's thread. With `terms` the application is shared by all who
-        name it with the same ones, and UsageError is raised where others' differ.
+        name it with the same ones, and UsageError is raised where others' differ. `model` is then a directory that this
+        process gives to replicas which lack it.
         """
         if terms is None:
             await self._worker.call(lambda: _run(build(), name))
         else:
             while True:  # until nobody else is just coming or going
-                if await self._worker.call(lambda: self._join(build, name, terms)):
+                if await self._worker.call(lambda: self._join(build, name, terms, model)):
                     break
                 await asyncio.sleep(_POLL_S)
         said = ""
@@ -158,10 +163,12 @@ class RayCluster:
             )
         serve.start(proxy_location="Disabled")
 
-    def _join(self, build: Callable[[], Application], name: str, terms: Mapping[str, object]) -> bool:
+    def _join(
+        self, build: Callable[[], Application], name: str, terms: Mapping[str, object], model: Path | None
+    ) -> bool:
         from service.ray_frontends import Frontend
 
-        self._frontend = self._frontend or Frontend(name, terms)
+        self._frontend = self._frontend or Frontend(name, terms, model)
         return self._frontend.join(lambda: _run(build(), name))
 
     def _stop(self) -> None:

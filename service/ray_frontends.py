@@ -1,6 +1,7 @@
 """Servers that share the engines of one application in a cluster, as they know of each other.
 
 Each has an actor there, which Ray ends with the server's process, however that ends. Who comes or goes does so in turn.
+The actor is on the server's machine, and reads the server's model for replicas elsewhere.
 """
 
 from __future__ import annotations
@@ -8,15 +9,19 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util import list_named_actors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from service.errors import EngineStartError, UsageError
+from service.model_copies import MODEL_FILES
+from service.model_offer import ModelOffer
 
 _NAMESPACE = "tessera"
 _ANSWER_TIMEOUT_S = 60.0
@@ -25,13 +30,20 @@ _POLL_S = 0.05
 
 
 class _Presence:
-    """The actor of one server: that it is there, and how it wants the engines to be."""
+    """The actor of one server: that it is there, how it wants the engines to be, and the model that it has."""
 
-    def __init__(self, terms: Mapping[str, object]) -> None:
+    def __init__(self, terms: Mapping[str, object], model: Path | None) -> None:
         self._terms = terms
+        self._offer = ModelOffer(model, MODEL_FILES)
 
     def terms(self) -> Mapping[str, object]:
         return self._terms
+
+    def sizes(self) -> Mapping[str, int]:
+        return self._offer.sizes()
+
+    def piece(self, name: str, offset: int) -> bytes:
+        return self._offer.piece(name, offset)
 
 
 class _Turn:
@@ -41,12 +53,14 @@ class _Turn:
 class Frontend:
     """This process as one of the servers of an application. All methods block, and want Ray to be initialised.
 
-    `terms` are what has to be the same for all of them, by the names under which users know them.
+    `terms` are what has to be the same for all of them, by the names under which users know them. `model` is a model's
+    directory that replicas may ask for, if any.
     """
 
-    def __init__(self, app_name: str, terms: Mapping[str, object]) -> None:
+    def __init__(self, app_name: str, terms: Mapping[str, object], model: Path | None = None) -> None:
         self._app_name = app_name
         self._terms = terms
+        self._model = model
         self._name = f"{app_name}:{uuid.uuid4().hex}"
         self._presence: Any = None
 
@@ -62,7 +76,7 @@ class Frontend:
             terms = self._terms_of_others() if is_there else None
             if terms is not None and (differences := _differences(terms, self._terms)):
                 raise UsageError(f"another server has started these engines otherwise: {differences}")
-            self._presence = _start(_Presence, self._name, self._terms)
+            self._presence = _start(_Presence, self._name, self._terms, self._model)
             if terms is None:
                 deploy()
             return True
@@ -98,7 +112,7 @@ class Frontend:
             ray.kill(turn)
 
     def _others(self) -> list[str]:
-        return [name for name in _names() if name.startswith(f"{self._app_name}:") and name != self._name]
+        return [name for name in _names_of(self._app_name) if name != self._name]
 
     def _terms_of_others(self) -> Mapping[str, object] | None:
         """What the others have agreed on; None where there is none."""
@@ -114,10 +128,24 @@ class Frontend:
         return None
 
 
+def presences(app_name: str) -> list[Any]:
+    """The actors of all servers of an application."""
+    actors = []
+    for name in _names_of(app_name):
+        with suppress(ValueError):  # It has just ended.
+            actors.append(ray.get_actor(name, _NAMESPACE))
+    return actors
+
+
 def _start(kind: type, name: str, *args: object) -> Any:
-    """An actor that ends with this process. Raises ValueError where another has the name."""
-    options = {"name": name, "namespace": _NAMESPACE, "num_cpus": 0}
+    """An actor beside this process that ends with it. Raises ValueError where another has the name."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": name, "namespace": _NAMESPACE, "num_cpus": 0, "scheduling_strategy": here}
     return ray.remote(kind).options(**options).remote(*args)
+
+
+def _names_of(app_name: str) -> list[str]:
+    return [name for name in _names() if name.startswith(f"{app_name}:")]
 
 
 def _names() -> list[str]:

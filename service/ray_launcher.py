@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from model.fingerprint import Identity, identify, require_fingerprint
 from service.config import EngineConfig
 from service.engine.errors import EngineError
 from service.errors import EngineStartError, ExitCode
@@ -27,10 +28,12 @@ from service.logs import configure_logging
 from service.progress import Progress
 from service.ray_cluster import RayCluster
 from service.settings import ServeSettings, flag
-from service.startup import require_model, require_tracing
+from service.startup import explained, require_model, require_tracing
 
 if TYPE_CHECKING:
     from ray.serve import Application
+
+    from service.ray_engine import LoadEngine
 
 # Of the engine's configuration, the names that differ from those of their options.
 _OPTION_OF = {
@@ -51,6 +54,7 @@ _OF_DEPLOYMENT = (
     "num_gpus",
     "drain_timeout",
     "log_format",
+    "model_copies",
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -96,8 +100,10 @@ async def _serve(settings: ServeSettings, config: EngineConfig, door: FrontDoor,
                 await cluster.require_gpus(settings.most_replicas * settings.num_gpus)
             with progress.step(f"Loading {settings.model_name}"):
                 app_name = _app_name(settings)
-                terms = None if settings.ray_address is None else _terms(settings, config)
-                await cluster.deploy(lambda: _application(settings, config), app_name, terms)
+                if settings.ray_address is None:
+                    await cluster.deploy(lambda: _application(settings, config), app_name)
+                else:
+                    await _share(cluster, app_name, settings, config)
                 client = await _connect(app_name, settings)
             await serve_client(settings, client, door, progress)
             code = ExitCode.OK
@@ -108,8 +114,30 @@ async def _serve(settings: ServeSettings, config: EngineConfig, door: FrontDoor,
             os._exit(code)
 
 
-def _application(settings: ServeSettings, config: EngineConfig) -> Application:
+async def _share(cluster: RayCluster, app_name: str, settings: ServeSettings, config: EngineConfig) -> None:
+    """Deploys the engines, or joins those that are there, of exactly the checkpoint that is at `settings.model`."""
+    identity = await asyncio.to_thread(_identify, settings)
+
+    def build() -> Application:
+        from service.ray_model import LoadChecked
+
+        return _application(settings, config, LoadChecked(app_name, identity, settings.model_copies or 0))
+
+    model = settings.model.resolve() if settings.model_copies else None
+    await cluster.deploy(build, app_name, _terms(settings, config, identity), model)
+
+
+def _identify(settings: ServeSettings) -> Identity:
+    """What is at the model's path. Raises CommandError, also where it is another than was asked for."""
+    with explained():
+        identity = identify(settings.model)
+        require_fingerprint(settings.model, identity.fingerprint, settings.model_fingerprint)
+    return identity
+
+
+def _application(settings: ServeSettings, config: EngineConfig, load: LoadEngine | None = None) -> Application:
     from service.deployment import engine_application
+    from service.ray_engine import load_engine
 
     return engine_application(
         config,
@@ -120,13 +148,18 @@ def _application(settings: ServeSettings, config: EngineConfig) -> Application:
         num_gpus=settings.num_gpus,
         drain_timeout_s=settings.drain_timeout,
         log_format=settings.log_format,
+        load=load or load_engine,
     )
 
 
-def _terms(settings: ServeSettings, config: EngineConfig) -> dict[str, object]:
-    """What servers on one cluster have to agree on to share its engines, by option: all that these are told."""
+def _terms(settings: ServeSettings, config: EngineConfig, identity: Identity) -> dict[str, object]:
+    """What servers on one cluster have to agree on to share its engines, by option: all that these are told.
+
+    Of the model it is the content that has to be the same: its path may be another on each machine.
+    """
     told = {_OPTION_OF.get(name, name): value for name, value in asdict(config).items()}
     told |= {name: getattr(settings, name) for name in _OF_DEPLOYMENT}
+    told["model"] = str(identity)
     return {flag(name): value for name, value in told.items()}
 
 

@@ -258,6 +258,15 @@ class ServeSettings(EngineSettings):
     ray_address: str | None = option(
         None, "Ray", "Cluster to run on, such as auto or HOST:PORT. Default: a private Ray on this machine."
     )
+    model_copies: Bytes = option(
+        "16GiB",
+        "Ray",
+        "Most that a machine of the cluster keeps of checkpoints which servers sent it because it has none, or another "
+        "one, at --model. 0: none are sent.",
+        ge=0,
+        validate_default=True,
+        metavar="SIZE",
+    )
 
     @property
     def model_name(self) -> str:

@@ -12,6 +12,7 @@ import torch
 from model.cache import LOOK_AHEAD, MemoryCache
 from model.checkpoint import load_model
 from model.config import MosaicV2Config, NetworkConfig
+from model.fingerprint import require_fingerprint
 from model.kernels.choice import choose_path, make_kernel, multiplies_bfloat16
 from model.kernels.kernel import TorchKernel
 from model.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -39,9 +40,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
     num_threads = config.num_threads or len(os.sched_getaffinity(0))
     dtype, memory_dtype = resolve_dtypes(config)
     model = load_model(Path(config.model_dir), device=config.device, dtype=dtype)
-    if not model.fingerprint.startswith(config.fingerprint):
-        found, asked = model.fingerprint[:12], config.fingerprint[:12]
-        raise ValueError(f"the checkpoint in {config.model_dir} is {found}, and {asked} was asked for")
+    require_fingerprint(config.model_dir, model.fingerprint, config.fingerprint)
     watch.lap("weights")
     state_dtype = torch.float64 if dtype is torch.float64 else torch.float32
     memory = plan_memory(config, model.config, memory_dtype, state_dtype)
