@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -26,7 +26,7 @@ from service.ray_engine import ENGINE, EngineReplica, LoadEngine, load_engine
 from service.ray_peers import RayPeers
 from service.ray_router import EngineRouter
 from service.settings import ServeSettings
-from service.startup import gateway_tracer, served_model
+from service.startup import gateway_tracer, own_tokenizer, served_model
 
 GATEWAY = "Gateway"
 _MAX_GATEWAYS = 64
@@ -34,6 +34,7 @@ _MAX_GATEWAYS = 64
 # (It may have to hold as many again that a lost replica had.)
 _REFUSAL_SLACK = 64
 _MAX_CONNECTIONS = 4096
+_RETRY_S = 1.0
 # Settings of a server of our own, which is not there when Serve does the listening; and keys, since Ray keeps and shows
 # what an application is configured with: they belong into a file.
 _NOT_IN_A_CLUSTER = {
@@ -103,11 +104,17 @@ class GatewayReplica:
         configure_logging(settings.log_level, settings.log_format)
         client: RayEngineClient | None = None
         while client is None:
-            # Engines take as long as they take to load; should they fail, the application does.
-            with contextlib.suppress(EngineError):
+            # Engines take as long as they take to load, or to be replaced by those that have this gateway's tokenizer;
+            # should they fail, the application does.
+            try:
                 client = await RayEngineClient.connect(
-                    engine, resume_timeout_s=settings.resume_timeout, wake_timeout_s=settings.wake_timeout
+                    engine,
+                    tokenizer=own_tokenizer(settings),
+                    resume_timeout_s=settings.resume_timeout,
+                    wake_timeout_s=settings.wake_timeout,
                 )
+            except EngineError:
+                await asyncio.sleep(_RETRY_S)
         context = serve.get_replica_context()
         name = context.replica_id.unique_id
         served = served_model(settings, await client.info())

@@ -55,6 +55,7 @@ _PULSE_POLL_S = 0.02
 _MAX_ATTEMPTS = 10
 _LOST = "the engine replica working on this request was lost"
 _SILENT = "the engine replica does not answer"
+_FOREIGN = "the engine replicas have another tokenizer than this gateway"
 _CLOSING = "the server is shutting down"
 # Between two tries to find a replica for a request that lost its own: twice as long each time.
 _FIRST_PAUSE_S = 0.1
@@ -102,13 +103,15 @@ class RayEngineClient:
     All methods are called on the event loop that `connect` ran on. Replicas may come and go at any time. A request
     whose replica is lost goes on at another that gives the same bytes, if one takes it within `resume_timeout_s`; 0
     ends it with an error instead. A replica that says nothing for `silence_timeout_s` counts as lost, though it may
-    come back; they speak every second.
+    come back; they speak every second. Where `tokenizer` is given, replicas beside whose weights another one lies are
+    left alone: what this gateway calls a token is another one there.
     """
 
     def __init__(
         self,
         deployment: DeploymentHandle[EngineReplica],
         *,
+        tokenizer: str | None = None,
         replica_timeout_s: float = REPLICA_TIMEOUT_S,
         resume_timeout_s: float = RESUME_TIMEOUT_S,
         wake_timeout_s: float = WAKE_TIMEOUT_S,
@@ -131,6 +134,8 @@ class RayEngineClient:
         self._silence_timeout_s = silence_timeout_s
         self._links: dict[str, _Link] = {}
         self._silent: set[str] = set()
+        self._tokenizer = tokenizer
+        self._foreign: set[str] = set()
         self._num_given_up = 0
         self._unanswered: set[asyncio.Timeout] = set()
         self._trial = asyncio.Lock()
@@ -145,6 +150,7 @@ class RayEngineClient:
         cls,
         deployment: DeploymentHandle[EngineReplica],
         *,
+        tokenizer: str | None = None,
         replica_timeout_s: float = REPLICA_TIMEOUT_S,
         resume_timeout_s: float = RESUME_TIMEOUT_S,
         wake_timeout_s: float = WAKE_TIMEOUT_S,
@@ -153,6 +159,7 @@ class RayEngineClient:
         """A client with a stream from every replica there is. Raises EngineError when none answers in time."""
         client = cls(
             deployment,
+            tokenizer=tokenizer,
             replica_timeout_s=replica_timeout_s,
             resume_timeout_s=resume_timeout_s,
             wake_timeout_s=wake_timeout_s,
@@ -215,7 +222,7 @@ class RayEngineClient:
         if not healths:
             if self._is_asleep:
                 return EngineHealth(True, "no engine replica runs; a request starts one", is_asleep=True)
-            return EngineHealth(False, "no engine replica is reachable")
+            return EngineHealth(False, _FOREIGN if self._foreign else "no engine replica is reachable")
         return min(healths, key=lambda health: (not health.is_healthy, health.seconds_since_progress))
 
     async def stats(self, *, max_age_s: float = 0.0) -> Sequence[EngineStats]:
@@ -331,7 +338,7 @@ class RayEngineClient:
 
     async def _offer(self, delivery: Delivery, flight: Flight) -> _Passage:
         refusal: EngineError | None = None
-        avoid = self._unfit(delivery.system_fingerprint) | self._silent
+        avoid = self._unfit(delivery.system_fingerprint) | self._silent | self._foreign
         asked: set[str] = set()
         for _ in range(_MAX_ATTEMPTS):
             if self._is_closed:
@@ -476,15 +483,27 @@ class RayEngineClient:
         async with self._opening:
             if self._is_closed or replica in self._links:
                 return
-            stream = self._call(None, avoid=self._links.keys() | self._silent)
-            hello = await self._first(stream)
-            if isinstance(hello, Verdict) and hello.refusal:
-                raise hello.refusal
-            assert isinstance(hello, Hello)
+            while True:
+                stream = self._call(None, avoid=self._links.keys() | self._silent | self._foreign)
+                hello = await self._first(stream)
+                if isinstance(hello, Verdict) and hello.refusal:
+                    raise hello.refusal
+                assert isinstance(hello, Hello)
+                if self._tokenizer in (None, hello.info.tokenizer):
+                    break
+                _cancel(stream)
+                self._leave_alone(hello.replica)
             self._info = self._info or hello.info
             self._woken_s = None
             link = self._links[hello.replica] = _Link(hello.replica, hello.info, stream, hello.pulse)
             self._start(self._read(link))
+
+    def _leave_alone(self, replica: str) -> None:
+        """Asks no more of a replica with another tokenizer. Raises EngineDeadError where that was known before."""
+        if replica in self._foreign:
+            raise EngineDeadError(_FOREIGN)
+        logger.warning("engine replica %s has another tokenizer than this gateway: it is not used", replica)
+        self._foreign.add(replica)
 
     async def _read(self, link: _Link) -> None:
         """Hands on what a replica's stream brings, until it ends."""
@@ -555,12 +574,13 @@ class RayEngineClient:
         replicas = set(told)
         # What has answered has come back; where all have, the others are gone.
         self._silent = self._silent - replicas if num_silent else set()
+        self._foreign &= replicas
         # A replica that takes no more requests waits for its last stream to be closed in order to go.
         busy = {flight.replica for flight in self._flights.values()}
         if not num_silent:
             for replica in self._links.keys() - replicas - busy:
                 self._drop(self._links[replica])
-        for _ in replicas - self._links.keys():
+        for _ in replicas - self._links.keys() - self._foreign:
             with contextlib.suppress(EngineError):
                 await self._open_link()
 

@@ -28,7 +28,7 @@ from service.logs import configure_logging
 from service.progress import Progress
 from service.ray_cluster import RayCluster
 from service.settings import ServeSettings, flag
-from service.startup import explained, require_model, require_tracing
+from service.startup import explained, own_tokenizer, require_model, require_tracing
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -177,7 +177,10 @@ async def _connect(app_name: str, settings: ServeSettings) -> EngineClient:
     try:
         engines = serve.get_deployment_handle(ENGINE, app_name)
         return await RayEngineClient.connect(
-            engines, resume_timeout_s=settings.resume_timeout, wake_timeout_s=settings.wake_timeout
+            engines,
+            tokenizer=own_tokenizer(settings),
+            resume_timeout_s=settings.resume_timeout,
+            wake_timeout_s=settings.wake_timeout,
         )
     except EngineError as error:
         raise EngineStartError(str(error)) from error

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model.fingerprint import tokenizer_digest
 from model.tokenizer import Tokenizer
 from service.config import EngineConfig
 from service.engine.async_engine import AsyncEngine
@@ -53,6 +54,12 @@ def served_model(settings: ServeSettings, info: EngineInfo) -> ServedModel:
         tokenizer = Tokenizer.load(settings.model)
         check_tokenizer(tokenizer, info)
     return ServedModel(names=(settings.model_name,), tokenizer=tokenizer, info=info, created=int(time.time()))
+
+
+def own_tokenizer(settings: ServeSettings) -> str:
+    """The digest of the tokenizer that a gateway with these settings has. Raises CommandError."""
+    with explained():
+        return tokenizer_digest(settings.model)
 
 
 def check_tokenizer(tokenizer: Tokenizer | None, info: EngineInfo) -> None:

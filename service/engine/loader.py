@@ -12,7 +12,7 @@ import torch
 from model.cache import LOOK_AHEAD, MemoryCache
 from model.checkpoint import load_model
 from model.config import MosaicV2Config, NetworkConfig
-from model.fingerprint import require_fingerprint
+from model.fingerprint import require_fingerprint, tokenizer_digest
 from model.kernels.choice import choose_path, make_kernel, multiplies_bfloat16
 from model.kernels.kernel import TorchKernel
 from model.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -98,6 +98,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         num_parameters=num_parameters,
         max_num_requests=config.max_num_seqs + config.max_num_waiting,
         max_num_waiting_tokens=config.max_num_waiting_tokens,
+        tokenizer=tokenizer_digest(config.model_dir),
     )
     grammars = _grammar_compiler(Path(config.model_dir), model.config.num_sampled_tokens)
     constraints = Constraints(grammars, model.config.eos_token_id) if grammars else None

@@ -94,6 +94,7 @@ class EngineInfo:
     """What a gateway must know of the engine it speaks to.
 
     `max_num_requests` may run and wait at the same time, and those that wait may come to `max_num_waiting_tokens`.
+    `tokenizer` is the digest of the tokenizer beside the weights, empty where there is none: ids mean what that says.
     """
 
     model_dir: str
@@ -108,6 +109,7 @@ class EngineInfo:
     num_parameters: int
     max_num_requests: int
     max_num_waiting_tokens: int = 262_144
+    tokenizer: str = ""
 
     @property
     def system_fingerprint(self) -> str:

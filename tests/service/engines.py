@@ -81,6 +81,13 @@ def load_other(config: EngineConfig, replica: str, step_s: float = 0.002) -> Ser
     return engine
 
 
+def load_with_tokenizer(config: EngineConfig, replica: str, tokenizer: str) -> ServedEngine:
+    """The same, as if its tokenizer had that digest."""
+    engine = load_paced(config, replica)
+    engine.info = replace(engine.info, tokenizer=tokenizer)
+    return engine
+
+
 def load_too_much(config: EngineConfig, replica: str) -> ServedEngine:
     """What a memory cache does that does not fit."""
     raise NoMemoryError("not enough memory: it needs 4 TiB, but 1 GiB are available")

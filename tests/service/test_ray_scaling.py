@@ -13,10 +13,11 @@ import pytest_asyncio
 
 from service.autoscaling import Scaling
 from service.config import EngineConfig
+from service.engine.errors import EngineDeadError
 from service.engine.request import FinishReason
 from service.ray_cluster import RayCluster
 from tests.engine.scripted import continuation, make_request
-from tests.service.engines import engine_of, load_other, load_paced
+from tests.service.engines import engine_of, load_other, load_paced, load_with_tokenizer
 from tests.service.test_ray_client import collect
 
 if TYPE_CHECKING:
@@ -137,4 +138,43 @@ async def test_an_update_under_load_drops_nothing(cluster: RayCluster) -> None:
     assert first != last
     assert set(prints) == {first, last}, "each answer tells which checkpoint gave it"
     await client.close()
+    await asyncio.to_thread(serve.delete, app)
+
+
+async def test_a_gateway_leaves_engines_with_another_tokenizer_to_others(cluster: RayCluster) -> None:
+    from ray import serve
+
+    from service.deployment import engine_application
+    from service.ray_client import RayEngineClient
+
+    app = "retokenized"
+
+    async def deploy(tokenizer: str) -> None:
+        load = partial(load_with_tokenizer, tokenizer=tokenizer)
+        await cluster.deploy(lambda: engine_application(CONFIG, num_cpus=0.1, drain_timeout_s=5, load=load), app)
+
+    async def connect(tokenizer: str) -> RayEngineClient:
+        return await RayEngineClient.connect(engine_of(app), tokenizer=tokenizer, resume_timeout_s=0.5)
+
+    await deploy("old")
+    old = await connect("old")
+    with pytest.raises(EngineDeadError, match="another tokenizer"):
+        await connect("new")
+    under_way = make_request("under way", (7,), 300, ignore_eos=True)
+    answer = asyncio.create_task(collect(old, under_way))
+    await asyncio.sleep(0.2)
+    await deploy("new")
+    assert await answer == continuation(under_way), "an engine that goes ends what it has"
+    async with asyncio.timeout(30):
+        while (await old.health()).is_healthy:
+            await asyncio.sleep(0.1)
+        with pytest.raises(EngineDeadError, match="another tokenizer"):
+            await collect(old, make_request("too late", (7,), 5))
+        assert "another tokenizer" in (await old.health()).reason
+    new = await connect("new")
+    request = make_request("new", (7,), 20, ignore_eos=True)
+    assert await collect(new, request) == continuation(request)
+    assert [stats.num_generated_tokens for stats in await new.stats()] == [20]
+    for client in (old, new):
+        await client.close()
     await asyncio.to_thread(serve.delete, app)
