@@ -33,7 +33,7 @@ class Team {
   // Which of the team's threads this is; 0 is the leader.
   static int index() { return index_; }
 
-  // Wakes the helpers: work is about to come.
+  // Wakes the helpers that sleep: work is about to come. Costs next to nothing where none does.
   void begin() {
     if (size_ == 1) return;
     gate_.fetch_add(1, std::memory_order_release);
@@ -89,6 +89,7 @@ class Team {
     context_ = context;
     done_.store(0, std::memory_order_relaxed);
     ticket_.store(++phase_ << (2 * kBits) | static_cast<uint64_t>(pieces) << kBits, std::memory_order_release);
+    begin();  // whoever fell asleep over a long last piece of the phase before is wanted again
     while (work_once()) {
     }
     for (int spins = 0; done_.load(std::memory_order_acquire) != pieces; ++spins) {
