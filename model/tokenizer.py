@@ -47,6 +47,7 @@ class Tokenizer:
         added = self._plain.get_added_tokens_decoder()
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._bytes = _token_table(self._plain.get_vocab(with_added_tokens=True), set(added))
+        self._whole_texts: dict[int, str | None] = {}
 
     @classmethod
     def from_file(cls, path: Path | str) -> "Tokenizer":
@@ -98,6 +99,23 @@ class Tokenizer:
         if not 0 <= token_id < len(self._bytes) or (skip_special and token_id in self._special):
             return b""
         return self._bytes[token_id]
+
+    def whole_text(self, token_id: int) -> str | None:
+        """The text of one token that is whole characters by itself; None for any other, and for a marker."""
+        try:
+            return self._whole_texts[token_id]
+        except KeyError:
+            return self._note_whole_text(token_id)
+
+    def _note_whole_text(self, token_id: int) -> str | None:
+        if not 0 <= token_id < len(self._bytes):
+            return None
+        try:
+            text = None if token_id in self._special else self._bytes[token_id].decode()
+        except UnicodeDecodeError:
+            text = None
+        self._whole_texts[token_id] = text
+        return text
 
     @cached_property
     def ids_by_bytes(self) -> dict[bytes, tuple[int, ...]]:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
@@ -180,8 +180,14 @@ class RayEngineClient:
         assert self._info is not None
         return self._info
 
+    async def deliver(self, request: Request, listener: Callable[[RequestOutput], None]) -> None:
+        """See `EngineClient.deliver`."""
+        async with contextlib.aclosing(self.generate(request)) as outputs:
+            async for output in outputs:
+                listener(output)
+
     async def generate(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
-        """See `EngineClient.generate`."""
+        """The same outputs, for a reader with a pace of its own. Leaving early, in any way, aborts the request."""
         if request.request_id in self._flights:
             raise RequestRejectedError(f"request id {request.request_id!r} is in use")
         delivery = Delivery(request)

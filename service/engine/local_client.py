@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from service.engine.async_engine import AsyncEngine
 from service.engine.inspection import Inspection
@@ -20,8 +20,26 @@ class LocalEngineClient:
     async def info(self) -> EngineInfo:
         return self._engine.info
 
+    async def deliver(self, request: Request, listener: Callable[[RequestOutput], None]) -> None:
+        """See `EngineClient.deliver`."""
+        ended = asyncio.get_running_loop().create_future()
+
+        def hear(output: RequestOutput) -> None:
+            if not ended.done():
+                listener(output)
+                if output.is_finished:
+                    ended.set_result(None)
+
+        self._engine.submit(request, hear)
+        try:
+            await ended
+        finally:
+            # Cancelling whoever waits for a future cancels the future.
+            if ended.cancelled():
+                self._engine.abort(request.request_id)
+
     async def generate(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
-        """See `EngineClient.generate`: leaving the generator early, in any way, aborts the request."""
+        """The same outputs, for a reader with a pace of its own. Leaving early, in any way, aborts the request."""
         outputs: asyncio.Queue[RequestOutput] = asyncio.Queue()
         self._engine.submit(request, outputs.put_nowait)
         is_finished = False

@@ -63,7 +63,8 @@ class Choice:
 
     def feed(self, output: RequestOutput) -> None:
         """Takes the next output of the engine. Raises GenerationFailedError where it reports a failure."""
-        if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+        reason = output.finish_reason
+        if reason is FinishReason.ERROR or reason is FinishReason.ABORT:
             raise GenerationFailedError
         if self.num_cached_tokens is None:
             self._begin(output)
@@ -71,8 +72,8 @@ class Choice:
             self._feed_all(output)
         else:
             self._feed_each(output)
-        if output.finish_reason is not None and not self.is_finished:
-            self.finish_reason = output.finish_reason
+        if reason is not None and self.finish_reason is None:
+            self.finish_reason = reason
             is_asked_for = output.stop_token_id in self._request.sampling.stop_token_ids
             self.stop_reason = output.stop_token_id if is_asked_for else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from service.engine.inspection import Inspection
@@ -17,12 +17,12 @@ class EngineClient(Protocol):
         """What is served. Constant while the client lives."""
         ...
 
-    def generate(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
-        """Yields each step's new ids until one output `is_finished`, exactly once, and ends.
+    async def deliver(self, request: Request, listener: Callable[[RequestOutput], None]) -> None:
+        """Gives `listener` each step's new ids as they come, until one output `is_finished`, exactly once, and returns.
 
         Raises an `EngineError` before the first output when the request is not accepted. A failure after that is a
-        terminal output with `FinishReason.ERROR`. Closing the generator (`aclose`) or cancelling the task that reads
-        it aborts the request and frees its memory.
+        terminal output with `FinishReason.ERROR`. Cancelling it aborts the request and frees its memory; `listener`
+        then hears nothing more. An output costs a call and no task switch, which is why this is no generator.
         """
         ...
 

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
@@ -116,8 +117,8 @@ class CompletionResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway, plan = self._gateway, self._plan
-        streams = [gateway.engine.generate(request) for request in plan.requests]
-        merge = OutputMerge(streams, gateway.settings.abort_timeout_s)
+        sources = [partial(gateway.engine.deliver, request) for request in plan.requests]
+        merge = OutputMerge(sources, gateway.settings.abort_timeout_s)
         run = CompletionRun(plan, merge, gateway.served.tokenizer, gateway.metrics, self._exchange.started_s)
         self._run = run
         with self._recorded(run):
@@ -131,7 +132,10 @@ class CompletionResponse(Response):
                     while not (run.is_accepted or heartbeat.is_due):
                         first = await run.next()
                 if plan.is_stream:
-                    await self._stream(first, run, heartbeat, send)
+                    # In a task of its own a token wakes this coroutine alone, not all that lie around it; and what is
+                    # sent after the head goes to the server at once, since nothing between looks at it.
+                    await send({"type": "http.response.start", "status": 200, "headers": streaming.HEADERS})
+                    await asyncio.create_task(self._stream(first, run, heartbeat, self._exchange.send or send))
                 else:
                     await (await self._whole(first, run))(scope, receive, send)
 
@@ -152,7 +156,6 @@ class CompletionResponse(Response):
         return Heartbeat(self._gateway.settings.keep_alive_s if self._plan.is_stream else None, wake)
 
     async def _stream(self, deltas: list[Delta], run: CompletionRun, heartbeat: Heartbeat, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": streaming.HEADERS})
         encoder = ChunkEncoder(self._plan, self._writer)
         try:
             while not run.is_finished:

@@ -7,7 +7,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 
-from starlette.types import Scope
+from starlette.types import Scope, Send
 
 from service.gateway.api_keys import ApiKey
 from service.gateway.schema import REQUEST_ID
@@ -22,7 +22,7 @@ class Exchange:
     """`started_s` is on the clock of `time.perf_counter`; `fields` are the extra words of the log line.
 
     `key` is who asks, where keys are asked for; `headers` go out with the answer, whatever it is. `trace_context` is
-    a W3C `traceparent`, empty where nobody traces.
+    a W3C `traceparent`, empty where nobody traces. `send` is the server's own, for what comes after an answer's head.
     """
 
     request_id: str
@@ -32,6 +32,7 @@ class Exchange:
     key: ApiKey | None = None
     headers: dict[str, str] = field(default_factory=dict)
     trace_context: str = ""
+    send: Send | None = None
 
     def rename(self, request_id: object) -> None:
         """Goes on under the id that a body gave, if that is sane."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import NamedTuple, Self
 
 from service.engine.request import RequestOutput
@@ -14,37 +14,39 @@ from service.gateway.errors import GenerationFailedError
 
 logger = logging.getLogger(__name__)
 
-Stream = AsyncGenerator[RequestOutput, None]
+Source = Callable[[Callable[[RequestOutput], None]], Coroutine[None, None, None]]
+"""Gives what it is called with every output of one answer, as `EngineClient.deliver` does."""
 
 
 class Arrival(NamedTuple):
     """One engine output, which answer it belongs to, and when it came (`time.perf_counter` seconds)."""
 
-    stream_index: int
+    source_index: int
     output: RequestOutput
     at_s: float
 
 
 class OutputMerge:
-    """Reads every stream in a task of its own, so that what arrives while the caller is busy is taken in one go.
+    """Asks every source in a task of its own; what arrives while the caller is busy is taken in one go.
 
-    Use as an async context manager: on leaving it, every stream that has not ended is cancelled, which aborts its
+    Use as an async context manager: on leaving it, every source that has not ended is cancelled, which aborts its
     request. Ends that take longer than `abort_timeout_s` are logged and not waited for.
     """
 
-    def __init__(self, streams: Sequence[Stream], abort_timeout_s: float) -> None:
-        self._streams = streams
+    def __init__(self, sources: Sequence[Source], abort_timeout_s: float) -> None:
+        self._sources = sources
         self._abort_timeout_s = abort_timeout_s
         self._tasks: list[asyncio.Task[None]] = []
         self._arrived: list[Arrival] = []
         self._error: Exception | None = None
         self._is_cut = False
+        self._finished: set[int] = set()
         self._dropped: set[int] = set()
         self._is_poked = False
         self._waiter: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self._read(i, stream)) for i, stream in enumerate(self._streams)]
+        self._tasks = [asyncio.create_task(self._ask(i, source)) for i, source in enumerate(self._sources)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -57,7 +59,7 @@ class OutputMerge:
     async def take(self) -> list[Arrival]:
         """What arrived since the last call, in order; waits for at least one, or for `poke`. For one task only.
 
-        Raises what a stream raised once everything before it was taken, or what `fail` was given at once.
+        Raises what a source raised once everything before it was taken, or what `fail` was given at once.
         """
         while self._is_cut or not self._arrived:
             if self._error is not None:
@@ -87,23 +89,25 @@ class OutputMerge:
             self._error = error
             self._wake()
 
-    async def _read(self, index: int, stream: Stream) -> None:
+    async def _ask(self, index: int, source: Source) -> None:
         try:
-            async with contextlib.aclosing(stream):
-                async for output in stream:
-                    self._arrived.append(Arrival(index, output, time.perf_counter()))
-                    self._wake()
-                    if output.is_finished:
-                        return
-            logger.error("an engine's answer ended without a finished output")
-            self._end(GenerationFailedError())
+            await source(partial(self._arrive, index))
+            if index not in self._finished:
+                logger.error("an engine's answer ended without a finished output")
+                self._end(GenerationFailedError())
         except asyncio.CancelledError:
-            # Without this a stream that cancels itself would leave its reader waiting for ever.
+            # Without this a source that cancels itself would leave its reader waiting for ever.
             if index not in self._dropped:
                 self._end(GenerationFailedError())
             raise
         except Exception as error:
             self._end(error)
+
+    def _arrive(self, index: int, output: RequestOutput) -> None:
+        if output.finish_reason is not None:
+            self._finished.add(index)
+        self._arrived.append(Arrival(index, output, time.perf_counter()))
+        self._wake()
 
     def _end(self, error: Exception) -> None:
         self._error = self._error or error

@@ -43,6 +43,7 @@ class Observer:
             await self._app(scope, receive, send)
             return
         exchange = open_exchange(scope)
+        exchange.send = send
         if self._tracer is not None:
             self._tracer.begin(scope, exchange)
 

@@ -123,24 +123,28 @@ class CompletionRun:
         BadRequestError where its grammar failed it.
         """
         arrivals = await self._merge.take()
-        if arrivals:
+        if arrivals and not self._is_accepted:
             self._accept()
         touched: dict[int, Choice] = {}
         num_tokens = 0
         for arrival in arrivals:
-            choice = self.choices[arrival.stream_index]
-            if not choice.is_finished:  # Else it was dropped while this output was on its way.
-                num_tokens += len(arrival.output.new_token_ids)
-                self.system_fingerprint = self.system_fingerprint or arrival.output.system_fingerprint
-                if arrival.output.num_resumptions:
-                    self._resumed(arrival.output.num_resumptions)
+            index, output, _ = arrival
+            choice = self.choices[index]
+            if choice.finish_reason is None:  # Else it was dropped while this output was on its way.
+                num_tokens += len(output.new_token_ids)
+                if output.system_fingerprint and not self.system_fingerprint:
+                    self.system_fingerprint = output.system_fingerprint
+                if output.num_resumptions:
+                    self._resumed(output.num_resumptions)
                 self._feed(choice, arrival)
-                touched[arrival.stream_index] = choice
+                touched[index] = choice
         self._metrics.generation_tokens.inc(num_tokens)
         return [delta for choice in touched.values() if (delta := choice.take()) is not None]
 
     def delivered(self) -> None:
         """All that `next` gave so far is on its way to the client: counts the choices that have ended with it."""
+        if not self._undelivered:  # as after nearly every token
+            return
         for choice in self._undelivered:
             assert choice.finish_reason is not None
             self._count(choice, choice.finish_reason)
@@ -157,18 +161,18 @@ class CompletionRun:
         self._is_accepted = False
 
     def _accept(self) -> None:
-        if not self._is_accepted:
-            self._is_accepted = True
-            self._metrics.prompt_tokens.inc(self._plan.num_prompt_tokens)
+        self._is_accepted = True
+        self._metrics.prompt_tokens.inc(self._plan.num_prompt_tokens)
 
     def _resumed(self, num_resumptions: int) -> None:
         self._num_resumptions += num_resumptions
         self._metrics.resumptions.inc(num_resumptions)
 
     def _feed(self, choice: Choice, arrival: Arrival) -> None:
-        output, progress = arrival.output, self._progress[arrival.stream_index]
+        index, output, at_s = arrival
+        progress = self._progress[index]
         if output.new_token_ids:
-            self._clock(progress, arrival.at_s)
+            self._clock(progress, at_s)
         if output.timing is not None:
             progress.timing = output.timing
             progress.is_timed_to_end = output.is_finished
@@ -182,9 +186,9 @@ class CompletionRun:
             if output.error == FatalRequestError.MESSAGE:
                 raise FatalRequestError from None
             raise
-        if choice.is_finished:
+        if choice.finish_reason is not None:
             if not output.is_finished:
-                self._merge.drop(arrival.stream_index)
+                self._merge.drop(index)
             self._num_unfinished -= 1
             self._undelivered.append(choice)
 

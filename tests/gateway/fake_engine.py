@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
 from service.engine.inspection import Inspection
@@ -113,14 +114,15 @@ class FakeEngine:
     async def info(self) -> EngineInfo:
         return self.engine_info
 
-    async def generate(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
+    async def deliver(self, request: Request, listener: Callable[[RequestOutput], None]) -> None:
         self.requests.append(request)
         self.running.add(request.request_id)
         is_over = False
         try:
-            async for output in self.script(request):
-                is_over = output.is_finished
-                yield output
+            async with contextlib.aclosing(self.script(request)) as outputs:
+                async for output in outputs:
+                    is_over = output.is_finished
+                    listener(output)
         except Exception:
             is_over = True
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
@@ -30,12 +30,14 @@ class Recorded(LocalEngineClient):
         self.engine = engine
         self.events: list[tuple[str, str, str]] = []
 
-    async def generate(self, request: Request) -> AsyncGenerator[RequestOutput, None]:
-        self.events.append(("came", request.key_id, request.request_id))
-        async for output in super().generate(request):
+    async def deliver(self, request: Request, listener: Callable[[RequestOutput], None]) -> None:
+        def hear(output: RequestOutput) -> None:
             if output.is_finished:
                 self.events.append(("ended", request.key_id, request.request_id))
-            yield output
+            listener(output)
+
+        self.events.append(("came", request.key_id, request.request_id))
+        await super().deliver(request, hear)
 
     def overtaken(self, key_id: str) -> list[int]:
         """For each request of a key, how many of other keys ended while it was there."""
