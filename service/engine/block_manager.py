@@ -66,10 +66,17 @@ class BlockManager:
 
     def can_grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Whether `sequence` can hold `num_tokens` tokens."""
+        if self._has_room(sequence, num_tokens):
+            return True
         return self.num_blocks_for(num_tokens) - len(sequence.block_table) <= self.num_free_blocks
+
+    def _has_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        return num_tokens - self.look_ahead <= len(sequence.block_table) * self.block_size
 
     def grow(self, sequence: Sequence, num_tokens: int) -> None:
         """Extends the block table of `sequence` to hold `num_tokens` tokens. The caller asked `can_grow`."""
+        if self._has_room(sequence, num_tokens):  # as for nearly every token
+            return
         for _ in range(self.num_blocks_for(num_tokens) - len(sequence.block_table)):
             block = self._free_blocks.pop() if self._free_blocks else self.prefix_cache.evict()
             self._holders.add(block, sequence)
@@ -131,7 +138,8 @@ class BlockManager:
 
     def book(self, sequence: Sequence, snapshots: tuple[StateSnapshot, ...]) -> None:
         """`sequence` has absorbed what was planned, and these states were kept."""
-        self.prefix_cache.book(sequence, snapshots)
+        if snapshots:
+            self.prefix_cache.book(sequence, snapshots)
         if self.short_term is None:
             return
         for snapshot in snapshots:

@@ -175,6 +175,9 @@ class PrefixCache:
         """Where to keep which states while `sequence` absorbs its tokens `start` .. `end` - 1. To be booked after."""
         if not self.is_enabled:
             return ()
+        # Nearly every token completes nothing, and is found out soonest.
+        if end - start == 1 and end != sequence.fork_point and (end - self.look_ahead) % self.block_size:
+            return ()
         first, last = self._keys.num_complete(start), self._keys.num_complete(end)
         has_tail = start < sequence.fork_point <= end and self._keys.of_tail(sequence)
         if first == last and not has_tail:

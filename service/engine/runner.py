@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -122,15 +123,18 @@ class ModelRunner:
     def _token_ids(self, plan: SchedulerOutput) -> Tensor:
         token_ids: list[int] = []
         for item in plan.scheduled:
-            token_ids += item.sequence.token_ids[item.start : item.start + item.num_tokens]
-        return torch.tensor(token_ids, device=self.cache.device)
+            if item.num_tokens == 1:
+                token_ids.append(item.sequence.token_ids[item.start])
+            else:
+                token_ids += item.sequence.token_ids[item.start : item.start + item.num_tokens]
+        return self._tensor(token_ids)
 
     def _batch(self, plan: SchedulerOutput) -> MemoryBatch:
         sequences = [item.sequence for item in plan.scheduled]
         width = max(len(sequence.block_table) for sequence in sequences)
         return MemoryBatch(
             cache=self.cache,
-            slots=torch.tensor([sequence.slot for sequence in sequences], device=self.cache.device),
+            slots=self._tensor([sequence.slot or 0 for sequence in sequences]),
             block_tables=self._tables([s.block_table for s in sequences], width),
             num_computed=tuple(item.start for item in plan.scheduled),
             num_new=tuple(item.num_tokens for item in plan.scheduled),
@@ -140,8 +144,17 @@ class ModelRunner:
 
     def _tables(self, tables: Sequence[Sequence[int | None]], width: int) -> Tensor:
         """[sequences, width], with any block where there is none."""
-        rows = [[block or 0 for block in table] + [0] * (width - len(table)) for table in tables]
-        return torch.tensor(rows, dtype=torch.int64, device=self.cache.device)
+        blocks: list[int] = []
+        for table in tables:
+            blocks += table if None not in table else [block or 0 for block in table]  # type: ignore[arg-type]
+            blocks += (0,) * (width - len(table))
+        return self._tensor(blocks).view(len(tables), width)
+
+    def _tensor(self, numbers: list[int]) -> Tensor:
+        if not numbers:
+            return torch.empty(0, dtype=torch.int64, device=self.cache.device)
+        # By way of an array, because torch looks at each item of a list.
+        return torch.frombuffer(array("q", numbers), dtype=torch.int64).to(self.cache.device)
 
     def _snapshots(self, plan: SchedulerOutput) -> Tensor | None:
         if not any(item.snapshots for item in plan.scheduled):
@@ -152,7 +165,7 @@ class ModelRunner:
             for snapshot in item.snapshots:
                 slots[first + snapshot.num_tokens - item.start - 1] = snapshot.slot
             first += item.num_tokens
-        return torch.tensor(slots, device=self.cache.device)
+        return self._tensor(slots)
 
     def _sampling_row(self, item: ScheduledSequence) -> SamplingRow:
         sequence = item.sequence

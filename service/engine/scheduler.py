@@ -219,7 +219,8 @@ class Scheduler:
             sequence = item.sequence
             sequence.num_computed_tokens += item.num_tokens
             self.blocks.book(sequence, item.snapshots)
-            sequence.prompt_logprobs += step.prompt_logprobs.get(i, ())
+            if i in step.prompt_logprobs:
+                sequence.prompt_logprobs += step.prompt_logprobs[i]
             if i in step.failures:
                 outputs.append(replace(self._finish(sequence, FinishReason.ERROR), error=step.failures[i]))
             elif token_id is not None:
@@ -231,7 +232,8 @@ class Scheduler:
     def _advance(
         self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None, now_s: float, is_complete: bool
     ) -> RequestOutput:
-        is_first, prompt_logprobs = sequence.first_token_s is None, sequence.take_prompt_logprobs()
+        is_first = sequence.first_token_s is None
+        prompt_logprobs = sequence.take_prompt_logprobs() if is_first else None
         if sequence.request.sampling.max_tokens == 0:  # only the prompt was of interest
             end = self._finish(sequence, FinishReason.LENGTH)
             num_cached_tokens = sequence.num_cached_tokens or 0

@@ -130,8 +130,8 @@ class Sequence:
         self.token_ids.append(token_id)
         if self.first_token_s is None:
             self.first_token_s = now_s
-        sampling = self.request.sampling
-        if is_complete or self.num_output_tokens >= sampling.min_tokens:
+        sampling, num_output_tokens = self.request.sampling, self.num_output_tokens
+        if is_complete or num_output_tokens >= sampling.min_tokens:
             is_eos = token_id == eos_token_id and (is_complete or not sampling.ignore_eos)
             if is_eos or token_id in sampling.stop_token_ids:
                 self.finish_reason = FinishReason.STOP
@@ -139,7 +139,7 @@ class Sequence:
                 return
         if is_complete:
             self.finish_reason = FinishReason.STOP
-        elif self.num_output_tokens >= sampling.max_tokens:
+        elif num_output_tokens >= sampling.max_tokens:
             self.finish_reason = FinishReason.LENGTH
 
     def timing(self, now_s: float) -> RequestTiming:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from service.engine.prefix_cache import StateSnapshot
 from service.engine.request import TokenLogprob
@@ -13,11 +14,10 @@ from service.engine.sequence import Sequence
 from service.engine.swap_pool import Swap, SwapPool
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledSequence:
+class ScheduledSequence(NamedTuple):
     """Tokens [start, start + num_tokens) of `sequence`; `is_sampled` when the last known token is among them.
 
-    `snapshots` are states on the way that are to be kept.
+    `snapshots` are states on the way that are to be kept. A tuple, because one is made for every token.
     """
 
     sequence: Sequence
