@@ -55,6 +55,7 @@ class CpuKernel:
     """
 
     keys_by_dimension = True
+    revision = cpu_library.REVISION
 
     def __init__(self, model: MemoryMosaic | MemoryMosaicV2, *, num_threads: int, path: str | None = None) -> None:
         wanted, self._is_quantised = split_path(path)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 FLOAT32, BFLOAT16, FLOAT16, INT8 = 0, 1, 2, 3
 
+REVISION = 2
+"""Of the arithmetic of all paths: to be raised by whatever changes the bytes that any of them gives."""
+
 
 class Sizes(Structure):
     """Mirrors `Sizes` of cpu/model.h."""

@@ -25,7 +25,8 @@ class Kernel(Protocol):
     """Runs the steps of one network over a memory cache."""
 
     path: str
-    """What does the arithmetic. Equal inputs give equal bytes only on equal paths."""
+    """What does the arithmetic. Equal inputs give equal bytes only on equal paths of the same revision."""
+    revision: int
     keys_by_dimension: bool
     """How the `MemoryCache` it works on must be laid out."""
 
@@ -45,6 +46,7 @@ class TorchKernel:
     """
 
     keys_by_dimension = False
+    revision = 0
 
     def __init__(self, model: MosaicNetwork, *, is_quantised: bool = False) -> None:
         self.path = f"torch-{model.embedding.weight.device.type}" + QUANTISED * is_quantised

@@ -94,6 +94,7 @@ def load_engine(config: EngineConfig, *, replica: str = "0") -> AsyncEngine:
         memory_dtype=names[1],
         device=config.device,
         kernel_path=kernel.path,
+        kernel_revision=kernel.revision,
         fingerprint="-".join([model.fingerprint[:12], *names, kernel.path]),
         num_parameters=num_parameters,
         max_num_requests=config.max_num_seqs + config.max_num_waiting,

@@ -109,9 +109,11 @@ class EngineInfo:
     num_parameters: int
     max_num_requests: int
     max_num_waiting_tokens: int = 262_144
+    kernel_revision: int = 0
     tokenizer: str = ""
 
     @property
     def system_fingerprint(self) -> str:
         """Equal for two engines exactly when they give the same bytes for the same seeded request."""
-        return "-".join((self.fingerprint[:12], self.kernel_path, self.dtype, self.memory_dtype))
+        kernel = f"{self.kernel_path}.{self.kernel_revision}" if self.kernel_revision else self.kernel_path
+        return "-".join((self.fingerprint[:12], kernel, self.dtype, self.memory_dtype))

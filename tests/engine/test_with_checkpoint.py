@@ -16,6 +16,7 @@ from model.checkpoint import save_model
 from model.config import MosaicConfig
 from model.fingerprint import fingerprint
 from model.kernels.cpu_kernel import CpuKernel
+from model.kernels.cpu_library import REVISION, library
 from model.kernels.kernel import TorchKernel
 from model.mosaic_v1 import MemoryMosaic
 from service.config import EngineConfig
@@ -272,7 +273,10 @@ def test_a_checkpoint_other_than_the_one_asked_for_is_refused(tmp_path: Path) ->
     save_model(MemoryMosaic(CONFIG), CONFIG, tmp_path)
     known = fingerprint(tmp_path)
     config = EngineConfig(str(tmp_path), max_num_seqs=2, max_num_batched_tokens=8, fingerprint=known)
-    assert known.startswith(load_engine(config).info.fingerprint[:12])
+    info = load_engine(config).info
+    assert known.startswith(info.fingerprint[:12])
+    kernel = f"{info.kernel_path}.{REVISION}" if library() else info.kernel_path
+    assert info.system_fingerprint == f"{known[:12]}-{kernel}-{info.dtype}-{info.memory_dtype}"
     load_engine(replace(config, fingerprint=known[:12]))
     save_model(MemoryMosaic(CONFIG), CONFIG, tmp_path)
     with pytest.raises(ValueError, match=f"is {fingerprint(tmp_path)[:12]}, and {known[:12]} was asked"):

@@ -14,6 +14,7 @@
 #include "memory.inl"
 #include "heads.inl"
 #include "operand.inl"
+#include "persistent_rounded.inl"
 #include "persistent.inl"
 #include "step.inl"
 #include "step_v2.inl"

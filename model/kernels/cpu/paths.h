@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "model.h"
 #include "scratch.h"
@@ -12,7 +13,7 @@ namespace mosaic {
 constexpr int kReadQueries = 4;     // queries that read the contextual memory together
 constexpr int kMaxHeads = 64;       // heads whose single queries read it together
 constexpr int64_t kMaxLogits = 65536;  // of those heads in all
-constexpr int64_t kReadChunk = 48;  // rows that read a head of the persistent memory together
+constexpr int64_t kReadChunk = 64;  // rows, at most, that read a head of the persistent memory together
 
 // Pairs of the persistent memory whose softmax is taken together; quantised weights are relative to the largest of them.
 constexpr int read_block(Type type) { return type == kInt8 ? 128 : 256; }

@@ -1,5 +1,6 @@
 // Reads of the persistent memory: a softmax over learned pairs, taken block after block so that any number of rows reads
-// each block while it is in the processor's cache. Blocks lie at absolute positions: a row's result is its own.
+// each block while it is in the processor's cache. Blocks lie at absolute positions: a row's result is its own. Products
+// of bfloat16 have a way of their own.
 
 namespace mosaic {
 namespace MOSAIC_ISA {
@@ -30,13 +31,6 @@ static void weigh(const Model& m, float* logits, int n, Softmax& softmax, float*
     mass = __builtin_convertvector(total, f32x16);
     worth = exp_nonpositive(here - top);
     weights.scales[row] = worth;
-  } else if (form(m) == Form::kRounded) {
-    uint16_t* rounded = weights.narrow + row * weights.stride;
-    for (int i = 0; i < padded; i += kLanes) {
-      const u16x16 r = narrow(rough_exp(load(logits + i) - top));
-      __builtin_memcpy(rounded + i, &r, sizeof r);
-      mass += (f32x16)(__builtin_convertvector(r, u32x16) << 16);  // the sum is of what will really be multiplied
-    }
   } else {
     for (int i = 0; i < padded; i += kLanes) {
       const f32x16 p = exp_nonpositive(load(logits + i) - top);
@@ -54,9 +48,18 @@ static void weigh(const Model& m, float* logits, int n, Softmax& softmax, float*
 // What `count` rows read from one bank of one head, not yet divided by the mass of each. `next` are weights to fetch.
 static void read_bank(const Model& m, const Matrix& keys, const Matrix& values, const Operand& asked, int64_t count,
                       Private& p, const char* next) {
+#if defined(MOSAIC_BF16_PRODUCT)
+  if (form(m) == Form::kRounded) {
+    RowRead rows[kReadChunk];
+    read_rounded({keys, values, (const uint16_t*)asked.data, asked.stride, p.read, values.padded_rows(), rows}, count,
+                 next);
+    for (int64_t r = 0; r < count; ++r) p.softmaxes[r].mass = sum(rows[r].mass);
+    return;
+  }
+#endif
   const int block = read_block(m.type), tiles = block / keys.width;
   const int64_t window_bytes = (int64_t)block * values.width * 4 / values.group();
-  for (int64_t i = 0; i < count * m.head_dim; ++i) p.read[i] = 0.0f;
+  for (int64_t i = 0; i < count * values.padded_rows(); ++i) p.read[i] = 0.0f;
   for (int64_t r = 0; r < count; ++r) p.softmaxes[r] = {};
   Operand weighed = operand(m, p.weights);
   weighed.is_signed = false;
@@ -70,11 +73,12 @@ static void read_bank(const Model& m, const Matrix& keys, const Matrix& values, 
       multiply_tile(whole(keys, t), asked, 0, count, logits, later, keys.tile_bytes());
     }
     for (int64_t r = 0; r < count; ++r)
-      weigh(m, p.weights.wide + r * p.weights.stride, n, p.softmaxes[r], p.read + r * m.head_dim, p.weights, r);
+      weigh(m, p.weights.wide + r * p.weights.stride, n, p.softmaxes[r], p.read + r * values.padded_rows(),
+            p.weights, r);
     for (int t = 0; t < values.tiles(); ++t) {
       const Window w = {values, t, first, n};
       const char* later = is_last ? nullptr : Window{values, t, first + block, 0}.packed();
-      multiply_tile(w, weighed, 0, count, {p.read, m.head_dim, true}, later, window_bytes);
+      multiply_tile(w, weighed, 0, count, {p.read, values.padded_rows(), true}, later, window_bytes);
     }
   }
 }
@@ -87,8 +91,8 @@ static void persistent_read(const Walk& w, const Layer& layer) {
   const int64_t rows = w.step.num_tokens, chunks = (rows + kReadChunk - 1) / kReadChunk;
   w.team.share(m.n_head * chunks, [&](int64_t piece) {
     const int head = (int)(piece / chunks);
-    const int64_t begin = piece % chunks * kReadChunk;
-    const int64_t count = rows - begin < kReadChunk ? rows - begin : kReadChunk;
+    const int64_t begin = piece % chunks * rows / chunks;
+    const int64_t count = (piece % chunks + 1) * rows / chunks - begin;
     Private& p = s.mine(w.team);
     const Operand asked =
         operand(m, s.queries, begin * s.queries.stride + head * s.query_dim, begin * m.n_head + head);
@@ -96,13 +100,14 @@ static void persistent_read(const Walk& w, const Layer& layer) {
     for (int bank = 0; bank < m.pmem_count; ++bank) {
       const Matrix* keys = layer.persistent_keys + bank * m.n_head + head;
       const Matrix& values = layer.persistent_values[bank * m.n_head + head];
-      const int later = head + w.team.size();
-      const char* next = chunks == 1 && later < m.n_head ? (const char*)keys[w.team.size()].packed : nullptr;
+      const int64_t later = (piece + w.team.size()) / chunks;  // the head that this thread will most likely read next
+      const char* next = later != head && later < m.n_head ? (const char*)keys[later - head].packed : nullptr;
       read_bank(m, *keys, values, asked, count, p, next);
+      const int64_t width = values.padded_rows();
       for (int64_t r = 0; r < count; ++r) {
         const float factor = layer.persistent_scale[head] / (p.softmaxes[r].mass * m.pmem_count);
         for (int d = 0; d < dim; ++d) {
-          const float y = p.read[r * dim + d] * factor;
+          const float y = p.read[r * width + d] * factor;
           out[r * s.inputs.stride + d] = bank == 0 ? y : out[r * s.inputs.stride + d] + y;
         }
       }

@@ -114,7 +114,7 @@ struct Private {
   int64_t pair_stride = 0;
   RowsBuffer weights_buffer;
   Rows weights;        // [read_chunk, block] of a persistent memory: logits, then their weights
-  Buffer<float> read;  // [read_chunk, head_dim]
+  Buffer<float> read;  // [read_chunk, head_dim, up to whole tiles]
   Buffer<Softmax> softmaxes;
 };
 
@@ -149,7 +149,7 @@ struct Scratch {
       p.pair_logits.reserve(std::max(read_queries * p.pair_stride, std::min(m.n_head * p.pair_stride, most_logits)));
       p.pair_sums.reserve(2 * m.n_head * m.head_dim);
       p.weights = p.weights_buffer.reserve(read_chunk, read_block + 32, 1);
-      p.read.reserve(read_chunk * m.head_dim);
+      p.read.reserve(read_chunk * ((m.head_dim + 63) / 64 * 64));
       p.softmaxes.reserve(read_chunk);
     }
   }

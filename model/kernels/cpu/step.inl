@@ -154,6 +154,8 @@ static void persistent_queries(const Walk& w, const Layer& layer, int l) {
     const int64_t seq = piece / m.n_head;
     const int head = (int)(piece % m.n_head);
     float* average = state_of(w, l, w.step.slots[seq], 1, head);
+    // Products of bfloat16 are read as logits to base 2.
+    const float sharpness = layer.persistent_sharpness[head] * (form(m) == Form::kRounded ? 1.44269504f : 1.0f);
     float key[kMaxDim];
     if (w.step.num_computed[seq] == 0)
       for (int d = 0; d < dim; ++d) average[d] = 0;
@@ -162,7 +164,7 @@ static void persistent_queries(const Walk& w, const Layer& layer, int l) {
       const float* x = s.projected + row * s.projected_stride + head * dim;
       advance(average, x, layer.persistent_decay[head], key, dim, m.norm_eps);
       keep(w, l, row, 1, head, average);
-      for (int d = 0; d < dim; ++d) key[d] *= layer.persistent_sharpness[head];
+      for (int d = 0; d < dim; ++d) key[d] *= sharpness;
       // Rounding a key here costs no more than rounding the stored keys did. Measured on trained weights, it moves the
       // predictions by 2e-5 nats (mean KL), the loss by less than 0.001%.
       const int64_t at = row * s.queries.stride + head * s.query_dim;
