@@ -29,7 +29,7 @@ class EngineConfig:
     num_threads: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: int = 256
     block_size: int = 32
     memory_bytes: int | None = None
     prefix_cache: bool = True

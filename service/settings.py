@@ -66,7 +66,7 @@ class EngineSettings(BaseModel):
         None, "Limits", "Most tokens of a prompt and its completion. Default: the trained length.", ge=2
     )
     max_num_seqs: int = option(64, "Limits", "Most sequences generated at the same time.", ge=1)
-    max_num_batched_tokens: int = option(512, "Limits", "Most tokens of one engine step.", ge=1)
+    max_num_batched_tokens: int = option(256, "Limits", "Most tokens of one engine step.", ge=1)
     max_num_waiting: int = option(
         256, "Limits", "Most requests that wait for their turn; beyond it the answer is 503.", ge=0
     )
