@@ -38,6 +38,7 @@ STDLIB_ONLY = (
         "step",
         "scheduler",
         "sequence",
+        "token_counts",
         "waiting_queue",
     ),
     *("admission", "drain_rate", "capacity", "backlog"),

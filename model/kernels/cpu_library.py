@@ -55,6 +55,12 @@ class StepView(Structure):
     )
 
 
+class LogitsView(Structure):
+    """Mirrors `Logits` of cpu/sampling.cpp."""
+
+    _fields_ = (("values", c_void_p), ("num_rows", c_int64), ("vocab", c_int64), ("stride", c_int64))
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled library, or None where it was not built."""
@@ -75,6 +81,9 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
         "mosaic_set_embedding": (None, [c_void_p, c_void_p, c_int]),
         "mosaic_read_rate": (c_double, [c_char_p, c_int]),
         "mosaic_product_rate": (c_double, [c_char_p, c_int, c_int]),
+        "mosaic_argmax": (None, [POINTER(LogitsView), c_void_p]),
+        "mosaic_draw": (None, [POINTER(LogitsView), c_int64, *[c_void_p] * 7]),
+        "mosaic_score": (None, [POINTER(LogitsView), c_void_p, c_int64, *[c_void_p] * 4]),
         "mosaic_step": (c_int, [c_void_p, POINTER(CacheView), POINTER(StepView)]),
     }
     for name, (result, arguments) in signatures.items():

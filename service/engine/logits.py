@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from array import array
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from model.kernels import cpu_sampling
 from service.engine.request import SamplingParams, TokenLogprob
+from service.engine.token_counts import TokenCounts
 
 
 def adjust(
     logits: Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int], banned: Sequence[int]
 ) -> None:
-    """Applies to one row of `logits` [vocab], in place: allowed and forbidden tokens, bias, penalties.
+    """Applies to one row of `logits` [vocab], in place: allowed and forbidden tokens, bias.
 
-    In this order, as in vLLM. Ids beyond the row are ignored, and those with a logit of minus infinity keep it. Of the
-    others something can always be drawn: where all that is allowed is forbidden too, what is allowed wins, and where
-    that is nothing, all is.
+    In this order, as in vLLM; penalties come after them. Ids beyond the row are ignored, those with a logit of minus
+    infinity keep it. Of the others something can always be drawn: where all that is allowed is forbidden too, what is
+    allowed wins, and where that is nothing, all is.
     """
     if params.allowed_token_ids is not None:
         _keep_only(logits, _within(params.allowed_token_ids, logits))
@@ -28,14 +30,12 @@ def adjust(
         _forbid(logits, _within(forbidden, logits))
     if params.logit_bias:
         _bias(logits, params.logit_bias)
-    if params.has_penalty:
-        _penalise(logits, params, prompt, output)
 
 
 def needs_adjusting(params: SamplingParams, banned: Sequence[int]) -> bool:
     """Whether `adjust` would change anything."""
     is_limited = params.bad_words is not None or params.allowed_token_ids is not None
-    return bool(banned or is_limited or params.logit_bias or params.has_penalty)
+    return bool(banned or is_limited or params.logit_bias)
 
 
 def _within(token_ids: Sequence[int], logits: Tensor) -> Tensor:
@@ -65,20 +65,40 @@ def _bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> None:
     logits.index_add_(0, ids, values)
 
 
-def _penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> None:
-    if params.repetition_penalty != 1:
-        seen = _within(list({*prompt, *output}), logits)
-        values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-    if params.presence_penalty or params.frequency_penalty:
-        counts = Counter(token_id for token_id in output if token_id < logits.shape[0])
-        written = _within(list(counts), logits)
-        times = torch.tensor(list(counts.values()), dtype=logits.dtype, device=logits.device)
-        logits[written] -= params.frequency_penalty * times + params.presence_penalty
+def penalise(logits: Tensor, rows: Mapping[int, SamplingParams], counts: Mapping[int, TokenCounts]) -> None:
+    """Applies to `rows` of `logits` [rows, vocab], in place, what their parameters make of the tokens so far.
+
+    Ids beyond the row are ignored. All rows at once, since there are a dozen operations whatever the number of tokens.
+    """
+    all_ids, all_times = array("q"), array("q")
+    for each in rows:
+        all_ids.extend(counts[each].ids)
+        all_times.extend(counts[each].times)
+    if not all_ids:
+        return
+    ids, times = (torch.frombuffer(part, dtype=torch.int64).to(logits.device) for part in (all_ids, all_times))
+    sizes = torch.tensor([len(counts[row].ids) for row in rows], device=logits.device)
+    row = torch.tensor(list(rows), device=logits.device).repeat_interleave(sizes)
+    params = list(rows.values())
+    repetition, presence, frequency = (
+        torch.tensor(column, dtype=logits.dtype, device=logits.device).repeat_interleave(sizes)
+        for column in (
+            [p.repetition_penalty for p in params],
+            [p.presence_penalty for p in params],
+            [p.frequency_penalty for p in params],
+        )
+    )
+    is_known = ids < logits.shape[1]
+    if not bool(is_known.all()):
+        row, ids, times = row[is_known], ids[is_known], times[is_known]
+        repetition, presence, frequency = repetition[is_known], presence[is_known], frequency[is_known]
+    values = logits[row, ids]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    logits[row, ids] = values - torch.where(times > 0, frequency * times.to(logits.dtype) + presence, 0.0)
 
 
 def token_logprobs(
-    logits: Tensor, token_ids: Sequence[int], num_top: int, others: Mapping[int, Sequence[int]] | None = None
+    logits: Tensor, token_ids: list[int], num_top: int, others: Mapping[int, Sequence[int]] | None = None
 ) -> tuple[TokenLogprob, ...]:
     """What rows of `logits` [rows, vocab] say of one token each, with the `num_top` likeliest; ties to the lower id.
 
@@ -86,34 +106,20 @@ def token_logprobs(
     """
     if not token_ids:
         return ()
-    logprobs = torch.log_softmax(logits.double(), dim=-1)
-    asked = torch.tensor(token_ids, device=logits.device).unsqueeze(1)
-    chosen = logits.gather(1, asked)
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    is_before = (logits > chosen) | ((logits == chosen) & (ids < asked))
-    ranks: list[int] = (is_before.sum(dim=-1) + 1).tolist()
-    tops: list[tuple[tuple[int, float], ...]] = [()] * len(token_ids)
-    if num_top:
-        likeliest = _likeliest(logits, min(num_top, logits.shape[1]))
-        pairs = zip(likeliest.tolist(), logprobs.gather(1, likeliest).tolist(), strict=True)
-        tops = [tuple(zip(i, v, strict=True)) for i, v in pairs]
-    for row, asked_ids in (others or {}).items():
-        known = logprobs[row, [i for i in asked_ids if i < logits.shape[1]]].tolist()
-        tops[row] = tuple((i, known.pop(0) if i < logits.shape[1] else -math.inf) for i in asked_ids)
-    rows = zip(token_ids, logprobs.gather(1, asked).squeeze(1).tolist(), ranks, tops, strict=True)
-    return tuple(TokenLogprob(*row) for row in rows)
-
-
-def _likeliest(logits: Tensor, num_top: int) -> Tensor:
-    """The ids [rows, num_top] of the highest `logits` [rows, vocab], in order, ties to the lower id.
-
-    Sorting whole rows would take fifty times as long; only where the last place is a tie must it be done.
-    """
-    values, ids = logits.topk(num_top, dim=-1)
-    ids = ids.sort(dim=-1).values
-    order = logits.gather(1, ids).sort(dim=-1, descending=True, stable=True).indices
-    ids = ids.gather(1, order)
-    is_tied = (logits >= values[:, -1:]).sum(dim=-1) > num_top
-    if bool(is_tied.any()):
-        ids[is_tied] = logits[is_tied].sort(dim=-1, descending=True, stable=True).indices[:, :num_top]
-    return ids
+    vocab = logits.shape[1]
+    scores = cpu_sampling.score(logits, token_ids, min(num_top, vocab))
+    chosen: list[float] = (
+        logits.gather(1, torch.tensor(token_ids, device=logits.device).unsqueeze(1)).squeeze(1).tolist()
+    )
+    top_ids: list[list[int]] = scores.top.tolist()
+    top_logits: list[list[float]] = logits.gather(1, scores.top).tolist()
+    told = []
+    for row, (token_id, logit) in enumerate(zip(token_ids, chosen, strict=True)):
+        base = scores.base(row)
+        if others and row in others:
+            known = {i: float(logits[row, i]) for i in others[row] if i < vocab}
+            top = tuple((i, known[i] - base if i in known else -math.inf) for i in others[row])
+        else:
+            top = tuple((i, value - base) for i, value in zip(top_ids[row], top_logits[row], strict=True))
+        told.append(TokenLogprob(token_id, logit - base, scores.come_before[row] + 1, top))
+    return tuple(told)

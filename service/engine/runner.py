@@ -13,7 +13,7 @@ from model.cache import MemoryBatch, MemoryCache
 from model.config import MosaicV2Config, NetworkConfig
 from model.kernels.kernel import Kernel
 from service.engine.constraints import Constraints, Restriction
-from service.engine.logits import needs_adjusting, token_logprobs
+from service.engine.logits import token_logprobs
 from service.engine.request import SamplingParams, TokenLogprob
 from service.engine.sampler import SamplingRow, sample
 from service.engine.sequence import Sequence as SequenceState
@@ -175,11 +175,11 @@ class ModelRunner:
             banned = params.stop_token_ids
             if self._eos_token_id is not None and not params.ignore_eos:
                 banned = (*banned, self._eos_token_id)
-        if not needs_adjusting(params, banned):
-            return SamplingRow(params, position)
-        return SamplingRow(
-            params, position, banned, prompt=sequence.request.prompt_token_ids, output=sequence.output_token_ids
-        )
+        counts = sequence.counts() if params.has_penalty else None
+        if params.bad_words is None:
+            return SamplingRow(params, position, banned, counts=counts)
+        prompt, output = sequence.request.prompt_token_ids, sequence.output_token_ids
+        return SamplingRow(params, position, banned, prompt, output, counts)
 
 
 def _prompt_logprobs(item: ScheduledSequence, logits: Tensor) -> tuple[TokenLogprob, ...]:
@@ -191,7 +191,7 @@ def _prompt_logprobs(item: ScheduledSequence, logits: Tensor) -> tuple[TokenLogp
     return token_logprobs(logits[: len(predicted)], predicted, sequence.request.sampling.num_prompt_logprobs or 0)
 
 
-def _logprobs(logits: Tensor, token_ids: Sequence[int], params: Sequence[SamplingParams]) -> list[TokenLogprob]:
+def _logprobs(logits: Tensor, token_ids: list[int], params: Sequence[SamplingParams]) -> list[TokenLogprob]:
     """What `logits` [rows, vocab] say of the drawn tokens, each with the alternatives that its request asked for."""
     others = {i: p.logprob_token_ids for i, p in enumerate(params) if p.logprob_token_ids}
     counts = [len(p.logprob_token_ids) or p.num_logprobs or 0 for p in params]

@@ -6,6 +6,7 @@ import math
 from enum import StrEnum
 
 from service.engine.request import FinishReason, Request, RequestTiming, TokenLogprob
+from service.engine.token_counts import TokenCounts
 
 
 class RequestStatus(StrEnum):
@@ -21,7 +22,8 @@ class Sequence:
     a restart after preemption differ only in the distance between the two. `num_cached_tokens` of the prompt had been
     absorbed by others. `place` is the waiting queue's; `seniority` counts admissions, and is None before the first.
     `fork_point`, the number of tokens before the last one known when it began to wait, and the keys are the prefix
-    cache's. `short_table`, in a network with a short-term memory, has None where its block was let go.
+    cache's. `short_table`, in a network with a short-term memory, has None where its block was let go. `token_counts`
+    are there once somebody asked for `counts`.
     """
 
     __slots__ = (
@@ -44,6 +46,7 @@ class Sequence:
         "status",
         "stop_token_id",
         "tail_key",
+        "token_counts",
         "token_ids",
     )
 
@@ -65,6 +68,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None
         self.prompt_logprobs: list[TokenLogprob] = []
+        self.token_counts: TokenCounts | None = None
         self.arrival_s = arrival_s
         self.first_scheduled_s: float | None = None
         self.first_token_s: float | None = None
@@ -100,6 +104,12 @@ class Sequence:
     def output_token_ids(self) -> list[int]:
         return self.token_ids[len(self.request.prompt_token_ids) :]
 
+    def counts(self) -> TokenCounts:
+        """Of the tokens known, those written so far counted; the same object each time, kept up to date."""
+        if self.token_counts is None:
+            self.token_counts = TokenCounts(self.request.prompt_token_ids, self.output_token_ids)
+        return self.token_counts
+
     @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt tokens absorbed now are to be told about: not again after a preemption."""
@@ -128,6 +138,8 @@ class Sequence:
     def append(self, token_id: int, now_s: float, eos_token_id: int | None, *, is_complete: bool = False) -> None:
         """Takes a sampled token and decides whether it ends the request: it does where the text `is_complete`."""
         self.token_ids.append(token_id)
+        if self.token_counts is not None:
+            self.token_counts.add(token_id)
         if self.first_token_s is None:
             self.first_token_s = now_s
         sampling, num_output_tokens = self.request.sampling, self.num_output_tokens

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from service.engine.distribution import NOTHING, Distribution
 
+SAMPLING_REVISION = 2
+"""Of how tokens are drawn and scored. To be raised with whatever may draw another token, or tell of another log
+probability, for the same logits: a request must not be resumed across it.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
@@ -116,4 +121,5 @@ class EngineInfo:
     def system_fingerprint(self) -> str:
         """Equal for two engines exactly when they give the same bytes for the same seeded request."""
         kernel = f"{self.kernel_path}.{self.kernel_revision}" if self.kernel_revision else self.kernel_path
-        return "-".join((self.fingerprint[:12], kernel, self.dtype, self.memory_dtype))
+        parts = (self.fingerprint[:12], kernel, self.dtype, self.memory_dtype, f"s{SAMPLING_REVISION}")
+        return "-".join(parts)

@@ -45,7 +45,7 @@ def naive_sample(logits: list[float], params: SamplingParams, position: int) -> 
                 break
             nucleus.append(candidate)
             reached += candidate[0]
-        candidates = nucleus
+        candidates = sorted(nucleus, key=lambda c: c[1])
     target = uniform(params.seed, params.choice_index, position) * math.fsum(p for p, _ in candidates)
     reached = 0.0
     for p, i in candidates:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.bad_words import END, START, BadWords
-from service.engine.logits import adjust, token_logprobs
+from service.engine.logits import adjust, penalise, token_logprobs
 from service.engine.request import SamplingParams
+from service.engine.token_counts import TokenCounts
 
 VOCAB = 8
 
@@ -109,6 +110,14 @@ def test_adjusting_equals_its_definition(
 ) -> None:
     row = torch.tensor(logits, dtype=torch.float64)
     adjust(row, params, prompt, output, banned)
+    counts = TokenCounts(prompt, ())
+    for token_id in output:
+        counts.add(token_id)
+    # Beside a row that is not asked about, and one of another text.
+    rows = torch.stack([row, row, torch.zeros(VOCAB, dtype=torch.float64)])
+    penalise(rows, {2: params, 0: params}, {0: counts, 2: TokenCounts(output, prompt)})
+    assert rows[1].tolist() == row.tolist()
+    row = rows[0]
     assert row.tolist() == pytest.approx(plainly(logits, params, prompt, output, banned))
 
 

@@ -276,7 +276,7 @@ def test_a_checkpoint_other_than_the_one_asked_for_is_refused(tmp_path: Path) ->
     info = load_engine(config).info
     assert known.startswith(info.fingerprint[:12])
     kernel = f"{info.kernel_path}.{REVISION}" if library() else info.kernel_path
-    assert info.system_fingerprint == f"{known[:12]}-{kernel}-{info.dtype}-{info.memory_dtype}"
+    assert info.system_fingerprint == f"{known[:12]}-{kernel}-{info.dtype}-{info.memory_dtype}-s2"
     load_engine(replace(config, fingerprint=known[:12]))
     save_model(MemoryMosaic(CONFIG), CONFIG, tmp_path)
     with pytest.raises(ValueError, match=f"is {fingerprint(tmp_path)[:12]}, and {known[:12]} was asked"):

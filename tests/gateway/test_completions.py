@@ -47,7 +47,7 @@ def test_an_answer_has_every_field_users_read(client: httpx.Client, engine: Fake
             "total_tokens": num_prompt + num_story,
             "prompt_tokens_details": {"cached_tokens": 0},
         },
-        "system_fingerprint": "0123456789ab-fake-float32-float32",
+        "system_fingerprint": "0123456789ab-fake-float32-float32-s2",
         "seed": 7,
     }
     assert answer.headers["x-request-id"] == "my-id.1"
