@@ -23,6 +23,7 @@ from service.logs import LogFormat, configure_logging
 from service.ray_autoscaling import autoscaling_config
 from service.ray_client import RayEngineClient
 from service.ray_engine import ENGINE, EngineReplica, LoadEngine, load_engine
+from service.ray_link import Timeouts
 from service.ray_peers import RayPeers
 from service.ray_router import EngineRouter
 from service.settings import ServeSettings
@@ -102,17 +103,13 @@ class GatewayReplica:
 
     async def __init__(self, settings: ServeSettings, engine: DeploymentHandle[EngineReplica]) -> None:  # type: ignore[misc]
         configure_logging(settings.log_level, settings.log_format)
+        timeouts = Timeouts(resume_s=settings.resume_timeout, wake_s=settings.wake_timeout)
         client: RayEngineClient | None = None
         while client is None:
             # Engines take as long as they take to load, or to be replaced by those that have this gateway's tokenizer;
             # should they fail, the application does.
             try:
-                client = await RayEngineClient.connect(
-                    engine,
-                    tokenizer=own_tokenizer(settings),
-                    resume_timeout_s=settings.resume_timeout,
-                    wake_timeout_s=settings.wake_timeout,
-                )
+                client = await RayEngineClient.connect(engine, timeouts, own_tokenizer(settings))
             except EngineError:
                 await asyncio.sleep(_RETRY_S)
         context = serve.get_replica_context()

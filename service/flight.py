@@ -1,4 +1,4 @@
-"""One request on its way through one engine elsewhere, as the gateway sees it. Knows nothing of how it got there."""
+"""Requests on their way through engines elsewhere, as the gateway sees them. Knows nothing of how they got there."""
 
 from __future__ import annotations
 
@@ -85,3 +85,36 @@ class Flight:
         # A plain future costs a third of an event, and this is done for every token.
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+class Flights:
+    """All of one gateway, by the ids that engines know them by."""
+
+    def __init__(self) -> None:
+        self._flights: dict[str, Flight] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._flights
+
+    def add(self, flight: Flight) -> None:
+        self._flights[flight.request_id] = flight
+
+    def remove(self, flight: Flight) -> None:
+        del self._flights[flight.request_id]
+
+    def put(self, output: RequestOutput) -> None:
+        """To the request it came of, unless nobody reads that any more."""
+        flight = self._flights.get(output.request_id)
+        if flight is not None:
+            flight.put(output)
+
+    def lose(self, message: str, replica: str | None = None) -> None:
+        """Ends those at a replica, or all."""
+        for flight in self._flights.values():
+            if replica is None or flight.replica == replica:
+                flight.lose(message)
+
+    @property
+    def replicas(self) -> set[str]:
+        """Where any are."""
+        return {flight.replica for flight in self._flights.values() if flight.replica is not None}

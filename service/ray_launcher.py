@@ -173,15 +173,12 @@ async def _connect(app_name: str, settings: ServeSettings) -> EngineClient:
 
     from service.ray_client import RayEngineClient
     from service.ray_engine import ENGINE
+    from service.ray_link import Timeouts
 
+    timeouts = Timeouts(resume_s=settings.resume_timeout, wake_s=settings.wake_timeout)
     try:
         engines = serve.get_deployment_handle(ENGINE, app_name)
-        return await RayEngineClient.connect(
-            engines,
-            tokenizer=own_tokenizer(settings),
-            resume_timeout_s=settings.resume_timeout,
-            wake_timeout_s=settings.wake_timeout,
-        )
+        return await RayEngineClient.connect(engines, timeouts, own_tokenizer(settings))
     except EngineError as error:
         raise EngineStartError(str(error)) from error
 

@@ -167,8 +167,8 @@ async def test_a_replica_that_gives_other_bytes_refuses_to_go_on(client: RayEngi
     request = make_request("elsewhere", max_tokens=30, output_token_ids=(1, 2))
     own = (await client.info()).system_fingerprint
     for fingerprint, is_refused in (("0123456789ab-avx2-float32-float32", True), (own, False)):
-        call = client._call(request, avoid=set(), system_fingerprint=fingerprint)
-        verdict = await client._first(call)
+        call = client._links.call(request, avoid=set(), system_fingerprint=fingerprint)
+        verdict = await client._links.first(call)
         assert isinstance(verdict, Verdict)
         assert isinstance(verdict.refusal, EngineDeadError) is is_refused
         call.cancel()
@@ -262,12 +262,12 @@ async def test_requests_of_a_stream_that_breaks_alone_go_on_and_it_is_opened_aga
     requests = [make_request(f"broken-{n}", max_tokens=300, ignore_eos=True) for n in range(NUM_REPLICAS)]
     readers = [asyncio.create_task(collect(client, request)) for request in requests]
     await asyncio.sleep(0.2)
-    links = list(client._links.values())
+    links = list(client._links.by_replica.values())
     assert len(links) == NUM_REPLICAS
     for link in links:
         link.stream.cancel()
     assert await asyncio.gather(*readers) == [continuation(request) for request in requests]
-    assert not any(link in client._links.values() for link in links)
+    assert not any(link in client._links.by_replica.values() for link in links)
     assert await until(lambda: is_idle(client)) < FREED_WITHIN_S
     again = [make_request(f"again-{n}", (n + 1,), 20, ignore_eos=True) for n in range(4)]
     assert await asyncio.gather(*(collect(client, r) for r in again)) == [continuation(r) for r in again]

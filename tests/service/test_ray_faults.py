@@ -47,12 +47,12 @@ async def deploy(
 ) -> RayEngineClient:
     from service.deployment import engine_application
     from service.ray_client import RayEngineClient
+    from service.ray_link import Timeouts
 
     load = partial(load_paced, step_s=step_s)
     await cluster.deploy(lambda: engine_application(CONFIG, num_replicas=num_replicas, num_cpus=0.1, load=load), app)
-    return await RayEngineClient.connect(
-        engine_of(app), resume_timeout_s=resume_timeout_s, silence_timeout_s=silence_timeout_s
-    )
+    timeouts = Timeouts(resume_s=resume_timeout_s, silence_s=silence_timeout_s)
+    return await RayEngineClient.connect(engine_of(app), timeouts)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -148,7 +148,7 @@ async def test_a_request_that_brings_replicas_down_is_given_up_after_two(cluster
     await asyncio.sleep(0.2)
     with pytest.raises(FatalRequestError, match="two engine replicas"):
         await read(client, make_request("poisoned", (POISON,)))
-    assert sum(link.health.is_healthy for link in client._links.values()) == 1
+    assert sum(link.health.is_healthy for link in client._links.by_replica.values()) == 1
     for reader, request in zip(readers, requests, strict=True):
         outputs = await reader
         assert ids_of(outputs) == continuation(request)

@@ -74,7 +74,7 @@ async def test_replicas_come_with_the_work_and_go_with_it_and_nothing_is_lost(cl
     readers = [asyncio.create_task(collect(client, request, timeout_s=120)) for request in requests]
     await until(lambda: num_wanted(client) == 2)
     # What comes now finds the new one, which has less to do.
-    await until(lambda: len(client._links) == 2)
+    await until(lambda: len(client._links.by_replica) == 2)
     late = [make_request(f"late-{n}", (n + 1, 5), 20, ignore_eos=True) for n in range(4)]
     assert await asyncio.gather(*(collect(client, r) for r in late)) == [continuation(r) for r in late]
     work = [stats.num_generated_tokens for stats in await client.stats()]
@@ -86,7 +86,7 @@ async def test_replicas_come_with_the_work_and_go_with_it_and_nothing_is_lost(cl
 
 
 async def test_what_comes_while_none_is_there_waits_for_one(client: RayEngineClient) -> None:
-    await until(lambda: not client._links)
+    await until(lambda: not client._links.by_replica)
     health = await client.health()
     assert (health.is_healthy, health.is_asleep) == (True, True)
     assert list(await client.stats()) == list(await client.inspect()) == []
@@ -130,7 +130,7 @@ async def test_an_update_under_load_drops_nothing(cluster: RayCluster) -> None:
         for config, other in ((replace(CONFIG, max_num_seqs=4), load), (CONFIG, partial(load_other, step_s=0.005))):
             before = {stats.replica for stats in await client.stats()}
             await deploy(config, other)
-            while before & {stats.replica for stats in await client.stats()} or not client._links:
+            while before & {stats.replica for stats in await client.stats()} or not client._links.by_replica:
                 await asyncio.sleep(0.1)
         await asyncio.sleep(0.5)
         is_updated = True
@@ -146,6 +146,7 @@ async def test_a_gateway_leaves_engines_with_another_tokenizer_to_others(cluster
 
     from service.deployment import engine_application
     from service.ray_client import RayEngineClient
+    from service.ray_link import Timeouts
 
     app = "retokenized"
 
@@ -154,7 +155,7 @@ async def test_a_gateway_leaves_engines_with_another_tokenizer_to_others(cluster
         await cluster.deploy(lambda: engine_application(CONFIG, num_cpus=0.1, drain_timeout_s=5, load=load), app)
 
     async def connect(tokenizer: str) -> RayEngineClient:
-        return await RayEngineClient.connect(engine_of(app), tokenizer=tokenizer, resume_timeout_s=0.5)
+        return await RayEngineClient.connect(engine_of(app), Timeouts(resume_s=0.5), tokenizer)
 
     await deploy("old")
     old = await connect("old")
