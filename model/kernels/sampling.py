@@ -184,23 +184,40 @@ def keep_typical(kept: Tensor, typical_p: Tensor) -> Tensor:
 def keep_nucleus(kept: Tensor, top_p: Tensor) -> Tensor:
     """`kept` [rows, vocab] with zeros for all but the fewest of the largest that reach `top_p` [rows, 1] of their sum.
 
-    Sums are taken over buckets of weights, each in the order of its ids, and from the largest bucket on; only where the
-    nucleus ends are weights added one by one. 1 keeps all.
+    Sums are taken over buckets of weights, each in the order of its ids, and from the largest bucket on; in the bucket
+    where the nucleus ends over parts of it, and in the part where it ends one by one. 1 keeps all.
     """
     if not bool((top_p < 1).any()):
         return kept
-    bucket = ((_ONE >> _BUCKET_SHIFT) - (kept.view(torch.int64) >> _BUCKET_SHIFT)).clamp(max=BUCKETS - 1)
-    masses = torch.zeros(kept.shape[0], BUCKETS, dtype=kept.dtype, device=kept.device).scatter_add_(1, bucket, kept)
-    reached = masses.cumsum(dim=-1)
+    bits, none = kept.view(torch.int64), torch.zeros_like(top_p)
+    bucket = ((_ONE >> _BUCKET_SHIFT) - (bits >> _BUCKET_SHIFT)).clamp(max=BUCKETS - 1)
+    reached = _reached(bucket, kept, none)
     wanted = top_p * reached[:, -1:]
-    last = (reached < wanted).sum(dim=-1, keepdim=True).clamp(max=BUCKETS - 1)
-    before = torch.where(last > 0, reached.gather(1, (last - 1).clamp(min=0)), 0.0)
-    is_last = bucket == last
-    inside = kept.where(is_last, 0.0)
-    values = inside.topk(int(is_last.sum(dim=-1).max()), dim=-1).values
+    last, before = _crossed(reached, wanted)
+    # The last bucket, which has many octaves, is one part.
+    part = torch.where(last == BUCKETS - 1, 0, 255 - (bits >> (_BUCKET_SHIFT - 8) & 255))
+    inside = kept.where(bucket == last, 0.0)
+    last_part, before = _crossed(_reached(part, inside, before), wanted)
+    is_before = (bucket < last) | ((bucket == last) & (part < last_part))
+    inside = inside.where(part == last_part, 0.0)
+    values = inside.topk(int((inside > 0).sum(dim=-1).max().clamp(min=1)), dim=-1).values
     sums = torch.cat([before, values], dim=-1).cumsum(dim=-1)[:, :-1]
     num_kept = (sums < wanted).sum(dim=-1, keepdim=True).clamp(min=1)
-    return torch.where((bucket < last) | (top_p >= 1), kept, keep_most(inside, num_kept))
+    return torch.where(is_before | (top_p >= 1), kept, keep_most(inside, num_kept))
+
+
+def _reached(place: Tensor, sizes: Tensor, before: Tensor) -> Tensor:
+    """`before` [rows, 1], and it with the `sizes` [rows, vocab] that are in the first, the first two, ... places added:
+    [rows, 1 + BUCKETS].
+    """
+    sums = torch.zeros(len(sizes), BUCKETS, dtype=sizes.dtype, device=sizes.device).scatter_add_(1, place, sizes)
+    return torch.cat([before, sums], dim=-1).cumsum(dim=-1)
+
+
+def _crossed(reached: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The place in which `reached` comes to `wanted` [rows, 1], the last if in none, and what it was before that."""
+    place = (reached[:, 1:] < wanted).sum(dim=-1, keepdim=True).clamp(max=BUCKETS - 1)
+    return place, reached.gather(1, place)
 
 
 def invert(kept: Tensor, u: Tensor) -> list[int]:

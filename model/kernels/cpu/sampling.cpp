@@ -55,6 +55,11 @@ inline int bucket_of(double weight) {
   return static_cast<int>(std::min<uint64_t>(distance, kBuckets - 1));
 }
 
+// Of a bucket, by the eight bits behind those that name it; the last bucket, which has many octaves, is one part.
+inline int part_of(double weight, int bucket) {
+  return bucket == kBuckets - 1 ? 0 : 255 - static_cast<int>(bits_of(weight) >> (kBucketShift - 8) & 255);
+}
+
 // What is not a number is drawn last of all.
 MOSAIC_CLONES float largest(const float* x, int64_t n) {
   float lanes[16];
@@ -165,44 +170,55 @@ class Drawer {
 
   // The `count` largest weights, the lower id first of equals.
   void keep_most(int64_t count) {
-    int64_t counts[kBuckets] = {};
-    for (int64_t i = 0; i < vocab_; ++i)
-      if (weights_[i] > 0) ++counts[bucket_of(weights_[i])];
-    int64_t before = 0;
-    int bucket = 0;
-    for (; bucket < kBuckets - 1 && before + counts[bucket] < count; ++bucket) before += counts[bucket];
-    sort_bucket(bucket);
-    for (int64_t i = count - before; i < static_cast<int64_t>(candidates_.size()); ++i)
-      weights_[candidates_[i].id] = 0.0;
-    drop_after(bucket);
+    const auto one = [](double) { return 1.0; };
+    double counts[kBuckets] = {};
+    fill(counts, one);
+    keep_until(static_cast<double>(count), counts, one);
   }
 
   // As few of the largest as reach `top_p` of what there is; the first of them in any case.
   void keep_nucleus(double top_p) {
+    const auto itself = [](double weight) { return weight; };
     double masses[kBuckets] = {};
-    for (int64_t i = 0; i < vocab_; ++i)
-      if (weights_[i] > 0) masses[bucket_of(weights_[i])] += weights_[i];
+    fill(masses, itself);
     double mass = 0;
     for (const double bucket : masses) mass += bucket;
-    const double wanted = top_p * mass;
-    double before = 0;
-    int bucket = 0;
-    for (; bucket < kBuckets - 1 && before + masses[bucket] < wanted; ++bucket) before += masses[bucket];
-    sort_bucket(bucket);
-    bool is_reached = false;
-    for (const Candidate& candidate : candidates_) {
-      if (is_reached) weights_[candidate.id] = 0.0;
-      before += candidate.weight;
-      is_reached = is_reached || before >= wanted;
-    }
-    drop_after(bucket);
+    keep_until(top_p * mass, masses, itself);
   }
 
-  void sort_bucket(int bucket) {
+  template <typename Size>
+  void fill(double* sizes, Size size) const {
+    for (int64_t i = 0; i < vocab_; ++i)
+      if (weights_[i] > 0) sizes[bucket_of(weights_[i])] += size(weights_[i]);
+  }
+
+  // Keeps the largest weights until the sum of their sizes is `wanted`. The bucket in which that happens is divided once
+  // more, and only what is left is sorted: a flat distribution has thousands of weights in one bucket.
+  template <typename Size>
+  void keep_until(double wanted, const double* sizes, Size size) {
+    double before = 0;
+    int bucket = 0, part = 0;
+    for (; bucket < kBuckets - 1 && before + sizes[bucket] < wanted; ++bucket) before += sizes[bucket];
     candidates_.clear();
     for (int64_t i = 0; i < vocab_; ++i)
       if (weights_[i] > 0 && bucket_of(weights_[i]) == bucket) candidates_.push_back({weights_[i], i});
-    std::sort(candidates_.begin(), candidates_.end());
+    double parts[kBuckets] = {};
+    for (const Candidate& candidate : candidates_) parts[part_of(candidate.weight, bucket)] += size(candidate.weight);
+    for (; part < kBuckets - 1 && before + parts[part] < wanted; ++part) before += parts[part];
+    last_.clear();
+    for (const Candidate& candidate : candidates_) {
+      const int its_part = part_of(candidate.weight, bucket);
+      if (its_part > part) weights_[candidate.id] = 0.0;
+      else if (its_part == part) last_.push_back(candidate);
+    }
+    std::sort(last_.begin(), last_.end());
+    bool is_reached = false;
+    for (const Candidate& candidate : last_) {
+      if (is_reached) weights_[candidate.id] = 0.0;
+      before += size(candidate.weight);
+      is_reached = is_reached || before >= wanted;
+    }
+    drop_after(bucket);
   }
 
   void drop_after(int bucket) {
@@ -234,7 +250,7 @@ class Drawer {
 
   int64_t vocab_, num_blocks_;
   std::vector<double> weights_, sums_;
-  std::vector<Candidate> candidates_;
+  std::vector<Candidate> candidates_, last_;
 };
 
 }  // namespace
