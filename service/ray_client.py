@@ -251,12 +251,11 @@ class RayEngineClient:
         for _ in range(_MAX_ATTEMPTS):
             if self._links.is_closed:
                 break
-            call = self._links.call(
+            call, verdict = await self._links.ask(
                 delivery.rest(flight.request_id),
                 avoid=avoid | delivery.lost_replicas | asked,
                 system_fingerprint=delivery.system_fingerprint,
             )
-            verdict = await self._links.first(call)
             assert isinstance(verdict, Verdict)
             if verdict.refusal is None:
                 delivery.accepted(verdict.replica, verdict.system_fingerprint)

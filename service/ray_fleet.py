@@ -14,6 +14,7 @@ from service.engine.stats import Fleet
 
 logger = logging.getLogger(__name__)
 
+_ANSWER_TIMEOUT_S = 1.0
 _RUNNING = "RUNNING"
 # One that is to move, or that stops, has a successor where there should be one.
 _WANTED = ("STARTING", "UPDATING", "RECOVERING", _RUNNING)
@@ -27,6 +28,7 @@ class FleetWatch:
         self._deployment_name = deployment_name
         self._wake_timeout_s = wake_timeout_s
         self._woken_s: float | None = None
+        self._asking: asyncio.Future[Fleet | None] | None = None
         self.fleet: Fleet | None = None
 
     @property
@@ -35,11 +37,21 @@ class FleetWatch:
         return self._is_waking or (self.fleet is not None and self.fleet.num_wanted == 0)
 
     async def look(self) -> None:
-        """Asks the controller. Where that is away, what was known stays."""
-        try:
-            self.fleet = await asyncio.to_thread(_ask, self._app_name, self._deployment_name)
-        except Exception as error:
+        """Asks the controller. Where that is away or does not answer within a second, what was known stays."""
+        # A question to a process that is stopped waits in its thread, so that there must not be many of them.
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(asyncio.to_thread(_ask, self._app_name, self._deployment_name))
+            self._asking.add_done_callback(self._hear)
+        await asyncio.wait({self._asking}, timeout=_ANSWER_TIMEOUT_S)
+
+    def _hear(self, answer: asyncio.Future[Fleet | None]) -> None:
+        self._asking = None
+        if answer.cancelled():
+            return
+        if error := answer.exception():
             logger.debug("cannot ask how many engine replicas there should be: %s", error)
+        else:
+            self.fleet = answer.result()
 
     def wake(self) -> float:
         """A request goes where there is no replica yet, which makes Serve start one: how long to wait for it."""

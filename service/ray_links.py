@@ -100,22 +100,28 @@ class Links:
 
     # Calls
 
-    def call(self, request: Request | None, *, avoid: Set[str], system_fingerprint: str = "") -> Call:
+    async def ask(self, request: Request | None, *, avoid: Set[str], system_fingerprint: str = "") -> tuple[Call, Item]:
         """Sends a request to some replica, to one of `avoid` only where there is no other; without one, asks for a
-        stream.
+        stream. Returns the call and its first item.
+
+        Raises EngineError, also when no replica takes it in time.
         """
+        timeout_s = await self._patience_s()
         hint = {"avoid": avoid} if avoid else {}
         # In a context of its own: a gateway that is a replica answers each client in a context of Serve's, which gives
         # all calls made there one id, so that its router mixes them up, and ends them when the client goes.
-        call = partial(self.handle.remote, self._id, request, system_fingerprint=system_fingerprint, **hint)
-        return cast(Call, Context().run(call))
+        send = partial(self.handle.remote, self._id, request, system_fingerprint=system_fingerprint, **hint)
+        call = cast(Call, Context().run(send))
+        return call, await self._first(call, timeout_s)
 
-    async def first(self, call: Call) -> Item:
-        """The first item of a call. Raises EngineError, also when no replica takes it in time."""
+    async def _patience_s(self) -> float:
+        """How long a call that is made now may wait for a replica."""
+        if not self.by_replica and not self.watch.is_asleep:
+            await self._look_at_fleet()  # The last one may just have gone.
+        return max(self.watch.wake() if self.is_asleep else 0.0, self._timeouts.replica_s)
 
-        timeout_s = self._timeouts.replica_s
-        if self.is_asleep:
-            timeout_s = max(self.watch.wake(), timeout_s)
+    async def _first(self, call: Call, timeout_s: float) -> Item:
+        """The first item of a call."""
         num_given_up = self._num_given_up
 
         async def answer() -> Item:
@@ -217,8 +223,7 @@ class Links:
 
     async def _ask_for_stream(self) -> tuple[Call, Hello]:
         while True:
-            stream = self.call(None, avoid=self.by_replica.keys() | self._silent | self._foreign)
-            hello = await self.first(stream)
+            stream, hello = await self.ask(None, avoid=self.by_replica.keys() | self._silent | self._foreign)
             if isinstance(hello, Verdict) and hello.refusal:
                 raise hello.refusal
             assert isinstance(hello, Hello)

@@ -167,8 +167,7 @@ async def test_a_replica_that_gives_other_bytes_refuses_to_go_on(client: RayEngi
     request = make_request("elsewhere", max_tokens=30, output_token_ids=(1, 2))
     own = (await client.info()).system_fingerprint
     for fingerprint, is_refused in (("0123456789ab-avx2-float32-float32", True), (own, False)):
-        call = client._links.call(request, avoid=set(), system_fingerprint=fingerprint)
-        verdict = await client._links.first(call)
+        call, verdict = await client._links.ask(request, avoid=set(), system_fingerprint=fingerprint)
         assert isinstance(verdict, Verdict)
         assert isinstance(verdict.refusal, EngineDeadError) is is_refused
         call.cancel()

@@ -15,6 +15,7 @@ from service.autoscaling import Scaling
 from service.config import EngineConfig
 from service.engine.errors import EngineDeadError
 from service.engine.request import FinishReason
+from service.engine.stats import Fleet
 from service.ray_cluster import RayCluster
 from tests.engine.scripted import continuation, make_request
 from tests.service.engines import engine_of, load_other, load_paced, load_with_tokenizer
@@ -86,10 +87,14 @@ async def test_replicas_come_with_the_work_and_go_with_it_and_nothing_is_lost(cl
 
 
 async def test_what_comes_while_none_is_there_waits_for_one(client: RayEngineClient) -> None:
+    from service.ray_link import Timeouts
+
     await until(lambda: not client._links.by_replica)
     health = await client.health()
     assert (health.is_healthy, health.is_asleep) == (True, True)
     assert list(await client.stats()) == list(await client.inspect()) == []
+    client._links.watch.fleet = Fleet(1, 1)  # as if it had just gone
+    assert await client._links._patience_s() == pytest.approx(Timeouts().wake_s, abs=1)
     requests = [make_request(f"wake-{n}", (n + 1,), 20, ignore_eos=True) for n in range(12)]
     answers = await asyncio.gather(*(collect(client, request) for request in requests))
     assert answers == [continuation(request) for request in requests]
