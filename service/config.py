@@ -7,6 +7,7 @@ from typing import Literal
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8"]
+Routing = Literal["prefix", "least-loaded"]
 KernelName = Literal["auto", "torch", "avx512bf16", "avx2", "generic"]
 
 

@@ -15,7 +15,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.types import ASGIApp
 
 from service.autoscaling import Scaling
-from service.config import EngineConfig
+from service.config import EngineConfig, Routing
 from service.engine.errors import EngineError
 from service.gateway.app import create_app
 from service.keys import load_keys
@@ -62,6 +62,7 @@ def engine_application(
     num_gpus: float = 0.0,
     drain_timeout_s: float = 60.0,
     update_surge: int = 25,
+    routing: Routing = "prefix",
     log_format: LogFormat = "text",
     load: LoadEngine = load_engine,
 ) -> Application:
@@ -86,7 +87,10 @@ def engine_application(
         graceful_shutdown_timeout_s=drain_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=1,
-        request_router_config={"request_router_class": EngineRouter},
+        request_router_config={
+            "request_router_class": EngineRouter,
+            "request_router_kwargs": {"routing": routing},
+        },
         logging_config=_logging(log_format),
     )(EngineReplica)
     return deployment.bind(config, load)
@@ -148,6 +152,7 @@ def build(args: Mapping[str, Any]) -> Application:
         num_replicas=settings.replicas,
         scaling=settings.scaling(),
         update_surge=settings.update_surge,
+        routing=settings.routing,
         num_cpus=settings.threads or 1,
         num_gpus=settings.num_gpus,
         drain_timeout_s=settings.drain_timeout,

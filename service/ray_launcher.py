@@ -55,6 +55,7 @@ _OF_DEPLOYMENT = (
     "drain_timeout",
     "log_format",
     "model_copies",
+    "routing",
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -144,6 +145,7 @@ def _application(settings: ServeSettings, config: EngineConfig, load: LoadEngine
         num_replicas=settings.replicas,
         scaling=settings.scaling(),
         update_surge=settings.update_surge,
+        routing=settings.routing,
         num_cpus=1 if settings.ray_address is None else config.num_threads or 1,
         num_gpus=settings.num_gpus,
         drain_timeout_s=settings.drain_timeout,

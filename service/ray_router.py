@@ -7,6 +7,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from service.config import Routing
 from service.engine.request import Request
 from service.routing import Affinity
 
@@ -25,6 +26,10 @@ class EngineRouter(RequestRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._affinity = Affinity()
+
+    def initialize_state(self, *, routing: Routing = "prefix", **_: Any) -> None:
+        """See `RequestRouter.initialize_state`: what the deployment was given for its routers."""
+        self._affinity = Affinity(by_prefix=routing == "prefix")
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

@@ -27,16 +27,18 @@ class Affinity:
     Choices of one prompt stay together. A session has a home among the replicas that are there, by rendezvous hashing
     (Thaler and Ravishankar, 1998), so that all gateways agree on it without talking. Without a session, the replica
     that has been given the longest beginning of the prompt has it cached. A replica that has too much to do already is
-    passed over (Mirrokni et al., 2018, "Consistent hashing with bounded loads"): then the next best is as good.
+    passed over (Mirrokni et al., 2018, "Consistent hashing with bounded loads"): then the next best is as good. Without
+    `by_prefix` what a prompt begins with does not count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, by_prefix: bool = True) -> None:
+        self._by_prefix = by_prefix
         self._given: dict[str, _Pages] = {}
         self._families: OrderedDict[int, str] = OrderedDict()
 
     def choose(self, request: Request, loads: Mapping[str, int], cache_tokens: Mapping[str, int] | None = None) -> str:
         """One of `loads`, which are not empty. `cache_tokens` is how much each of them can remember, where known."""
-        pages = pages_of(request)
+        pages = pages_of(request) if self._by_prefix else []
         chosen = self._family_home(request, loads) or self._prefer(request, pages, loads)
         self._remember(request, chosen)
         sizes = cache_tokens or {}

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.autoscaling import Scaling
-from service.config import DType, EngineConfig, KernelName, Quantization
+from service.config import DType, EngineConfig, KernelName, Quantization, Routing
 from service.errors import UsageError
 from service.gateway.settings import GatewaySettings
 from service.logs import LogFormat
@@ -257,6 +257,12 @@ class ServeSettings(EngineSettings):
     )
     ray_address: str | None = option(
         None, "Ray", "Cluster to run on, such as auto or HOST:PORT. Default: a private Ray on this machine."
+    )
+    routing: Routing = option(
+        "prefix",
+        "Ray",
+        "Which replica a request without a session goes to: the one that was given most of its beginning before, or "
+        "always the least loaded.",
     )
     model_copies: Bytes = option(
         "16GiB",

@@ -47,6 +47,14 @@ def test_a_prompt_goes_where_most_of_it_is() -> None:
         assert affinity.choose(ask(text(2, 1)), {"a": 1, "b": 1, "c": 0}) == "c"
 
 
+def test_without_prefixes_sessions_and_choices_alone_bind() -> None:
+    affinity = Affinity(by_prefix=False)
+    assert affinity.choose(ask(text(1, 4)), {"a": 0, "b": 1, "c": 1}) == "a"
+    assert affinity.choose(ask(text(1, 4)), {"a": 1, "b": 0, "c": 1}) == "b"
+    assert affinity.choose(ask(text(1, 4), choice_index=1), {"a": 1, "b": 1, "c": 0}) == "b"
+    assert affinity.choose(ask((), session_id="s"), {"a": 1, "b": 0, "c": 1}) == session_home("s", REPLICAS)
+
+
 def test_affinity_is_no_burden() -> None:
     affinity = Affinity()
     loads = Counter(dict.fromkeys(REPLICAS, 0))
