@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
 FLOAT32, BFLOAT16, FLOAT16, INT8 = 0, 1, 2, 3
 
-REVISION = 2
-"""Of the arithmetic of all paths: to be raised by whatever changes the bytes that any of them gives."""
+REVISION = 3
+"""Of the interface and the arithmetic of all paths: to be raised, together with the number in cpu/api.cpp, by whatever
+changes what functions take or the bytes that any path gives."""
+
+logger = logging.getLogger(__name__)
 
 
 class Sizes(Structure):
@@ -63,10 +67,19 @@ class LogitsView(Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library, or None where it was not built."""
+    """The compiled library, or None where it was not built, or from sources of another revision."""
     for path in sorted(Path(__file__).parent.glob("_mosaic_cpu*.so")):
-        return _declare(ctypes.CDLL(str(path)))
+        lib = ctypes.CDLL(str(path))
+        if is_of_this_revision(lib):
+            return _declare(lib)
+        logger.warning("%s was built from other sources and is left alone: install the project again", path.name)
     return None
+
+
+def is_of_this_revision(lib: object) -> bool:
+    """Whether a library has what this module declares."""
+    revision = getattr(lib, "mosaic_revision", None)
+    return revision is not None and revision() == REVISION
 
 
 def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model.cache import MemoryBatch, MemoryCache
 from model.config import MosaicConfig
+from model.kernels import cpu_library
 from model.kernels.choice import choose_path
 from model.kernels.cpu_kernel import CpuKernel
 from model.kernels.cpu_library import kernel_path
@@ -210,6 +211,16 @@ def test_narrow_types_stay_close(path: str) -> None:
         kernel = CpuKernel(copy.deepcopy(model).cast_weights(dtype), num_threads=1, path=path)
         logits = Run(kernel, BASE, tokens, memory_dtype=memory_dtype).in_one_go()
         assert 0 < relative_error(logits, exact) < bound, (dtype, memory_dtype)
+
+
+def test_a_library_from_other_sources_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not cpu_library.is_of_this_revision(object())
+    monkeypatch.setattr(cpu_library, "REVISION", cpu_library.REVISION + 1)
+    with caplog.at_level(logging.WARNING):
+        assert cpu_library.library.__wrapped__() is None
+    assert "built from other sources" in caplog.text
 
 
 def test_logits_come_for_the_last_token_of_each_sequence() -> None:

@@ -236,6 +236,9 @@ const char* mosaic_path(const char* wanted) {
   return nullptr;
 }
 
+// Equal to REVISION of cpu_library.py, which refuses a library that was built from other sources.
+int mosaic_revision() { return 3; }
+
 const char* mosaic_error() { return last_error.c_str(); }
 
 void* mosaic_new(const Sizes* sizes, const char* path_name, int num_threads) {
