@@ -62,7 +62,7 @@ def texts(path: Path) -> dict[str, list[str]]:
 
 def test_a_line_with_a_key_twice_is_refused(tmp_path: Path) -> None:
     twice = json.dumps(line("r1")).replace('"max_tokens": 8', '"max_tokens": 8, "max_tokens": 9')
-    with pytest.raises(UsageError, match="line 2: 'max_tokens' is there more than once"):
+    with pytest.raises(UsageError, match=r"line 2: 'body\.max_tokens' is there more than once"):
         BatchInput(write(tmp_path / "in.jsonl", line("r0"), twice))
 
 

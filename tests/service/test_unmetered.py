@@ -1,4 +1,4 @@
-"""What the measurement of recording's cost switches off: all that records, and it comes back."""
+"""What the measurement of recording's cost switches off and repeats: all that records, and once as often as asked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.server import wait_until
 from tests.service.process import ServerProcess
 
-COMMAND = (sys.executable, "-m", "tests.service.unmetered", "serve")
+COMMAND = (sys.executable, "-m", "tests.service.unmetered", "2", "serve")
 # What policy itself counts, the time without work, and scrapes.
 KEPT = ("mosaic_prefix_cache", "mosaic_engine_idle", "mosaic_http_requests", "mosaic_http_request_duration")
 
@@ -34,7 +34,10 @@ def test_nothing_is_recorded_while_it_is_off() -> None:
         client.post("/v1/completions", json=body)
         wait_until(lambda: not client.get("/readyz").is_error, "readiness")
         before = recorded(client)
-        assert before["mosaic_engine_steps_total", "{'replica': '0'}"] == 5
+        assert before["mosaic_engine_steps_total", "{'replica': '0'}"] == 2 * 5
+        totals = {name: value for (name, _), value in before.items()}
+        assert totals["mosaic_generation_tokens_total"] == 2 * 5
+        assert totals["mosaic_e2e_request_latency_seconds_count"] == 2
         server.signal(signal.SIGUSR1)
         wait_until(lambda: not recorded(client), "recording to stop")
         client.post("/v1/completions", json=body)
