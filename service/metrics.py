@@ -56,16 +56,23 @@ class Phases:
 
 
 class PlainHistogram(Collector):
-    """A histogram without labels that is cheap enough to observe at every token. For one thread only."""
+    """A histogram without labels that is cheap enough to observe at every token. For one thread only.
+
+    Values wait in a list until they are collected, which `History` sees to every two seconds.
+    """
 
     def __init__(self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry) -> None:
         self._name = name
         self._documentation = documentation
         self._tally = Tally(buckets)
-        self.observe = self._tally.observe
+        self._observed: list[float] = []
+        self.observe = self._observed.append
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
+        for value in self._observed:
+            self._tally.observe(value)
+        self._observed.clear()
         values = self._tally.snapshot()
         yield HistogramMetricFamily(self._name, self._documentation, buckets=cumulated(values), sum_value=values.total)
 

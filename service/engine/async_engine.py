@@ -140,6 +140,7 @@ class AsyncEngine:
         scheduler, now_s = self._engine.scheduler, time.monotonic()
         requests, blocks = inspect_requests(scheduler, now_s)
         since_s = now_s - seconds
+        self._engine.meter.book()
         return Inspection(
             replica=self._replica,
             now_s=now_s,

@@ -43,6 +43,9 @@ class Capacity:
         self.work_s = 0.0
         self._prompt_rates: dict[int, _Rate] = {}
         self._generation_rates: dict[int, _Rate] = {}
+        # The best of each, kept because one step changes one kind.
+        self._prompts_per_s = 0.0
+        self._generation_per_s = 0.0
 
     def record(self, num_tokens: int, num_prompt_tokens: int, seconds: float) -> None:
         """A step has absorbed `num_tokens`, of them so many of prompts."""
@@ -57,17 +60,21 @@ class Capacity:
             else:
                 self._generation_rates = rates
         rate.add(num_tokens, seconds)
+        if num_prompt_tokens:
+            self._prompts_per_s = _best(rates)
+        else:
+            self._generation_per_s = _best(rates)
         self.work_s += self.seconds_for(num_prompt_tokens, num_tokens - num_prompt_tokens) or seconds
 
     @property
     def prompt_tokens_per_s(self) -> float:
         """0 while neither kind has been measured; until this one has been, the other's."""
-        return _best(self._prompt_rates) or _best(self._generation_rates)
+        return self._prompts_per_s or self._generation_per_s
 
     @property
     def generation_tokens_per_s(self) -> float:
         """As `prompt_tokens_per_s`."""
-        return _best(self._generation_rates) or _best(self._prompt_rates)
+        return self._generation_per_s or self._prompts_per_s
 
     def seconds_for(self, num_prompt_tokens: float, num_generation_tokens: float) -> float:
         """How long so many tokens take in full batches; 0 while nothing has been measured."""
@@ -78,4 +85,4 @@ class Capacity:
 
 
 def _best(rates: dict[int, _Rate]) -> float:
-    return max((rate.per_s for rate in rates.values()), default=0.0)
+    return max([rate.per_s for rate in rates.values()], default=0.0)

@@ -80,6 +80,7 @@ class Engine:
         `posted_keys` are those of requests on their way to this engine: they wait, too.
         """
         scheduler, blocks, meter = self.scheduler, self.scheduler.blocks, self.meter
+        meter.book()
         cache = blocks.prefix_cache
         return EngineStats(
             replica=replica,

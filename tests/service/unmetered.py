@@ -100,7 +100,7 @@ class Recording:
         for owner, name, _, repeated in self._recorders:
             setattr(owner, name, repeated)
         for histogram in self._histograms:
-            histogram.observe = self._repetition.of(histogram._tally.observe)
+            histogram.observe = self._repetition.of(histogram._observed.append)
 
     def _watch_histograms(self) -> None:
         """Those of `GatewayMetrics` are called through their instances, which have to be known."""
