@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-from service.engine.meter import StepMeter, StepRecord, num_prompt_tokens
+from service.engine.meter import StepMeter
 from service.engine.request import Request, RequestOutput
 from service.engine.scheduler import Scheduler
 from service.engine.stats import EngineStats
@@ -59,12 +59,9 @@ class Engine:
         result = self.runner.execute(plan)
         executed_s = time.monotonic()
         outputs = scheduler.update_from_output(plan, result)
-        step = StepRecord(
-            *(started_s, planned_s, executed_s, time.monotonic()),
-            *(len(plan.scheduled), plan.num_tokens, num_prompt_tokens(plan)),
-            *(len(scheduler.running), len(scheduler.waiting), scheduler.blocks.num_free_blocks),
-        )
-        self.meter.record(step, outputs)
+        times_s = (started_s, planned_s, executed_s, time.monotonic())
+        left = (len(scheduler.running), len(scheduler.waiting), scheduler.blocks.num_free_blocks)
+        self.meter.record(plan, outputs, times_s, left)
         return expired + outputs
 
     def stats(

@@ -41,11 +41,14 @@ class StepRecord(NamedTuple):
     num_free_blocks: int
 
 
+_Unbooked = tuple[SchedulerOutput, Sequence[RequestOutput], tuple[float, float, float, float], tuple[int, int, int]]
+
+
 class StepMeter:
     """Counts for one engine. Its thread records; any thread may `book`, and then read."""
 
     def __init__(self) -> None:
-        self._unbooked: deque[tuple[StepRecord, Sequence[RequestOutput]]] = deque()
+        self._unbooked: deque[_Unbooked] = deque()
         self._booking = threading.Lock()
         self.num_steps = 0
         self.num_prompt_tokens = 0
@@ -59,9 +62,15 @@ class StepMeter:
         self.step_tokens = Tally(STEP_TOKENS)
         self.steps: deque[StepRecord] = deque(maxlen=_MAX_STEPS)
 
-    def record(self, step: StepRecord, outputs: Sequence[RequestOutput]) -> None:
-        """Notes one step and what came of it."""
-        self._unbooked.append((step, outputs))
+    def record(
+        self,
+        plan: SchedulerOutput,
+        outputs: Sequence[RequestOutput],
+        times_s: tuple[float, float, float, float],
+        left: tuple[int, int, int],
+    ) -> None:
+        """Notes one step and what came of it; `times_s` and `left` are the first and the last of a `StepRecord`."""
+        self._unbooked.append((plan, outputs, times_s, left))
         if len(self._unbooked) >= _MAX_UNBOOKED:
             self.book()
 
@@ -69,7 +78,9 @@ class StepMeter:
         """Brings all counts up to the last step. To be called before they are read."""
         with self._booking:
             while self._unbooked:
-                self._book(*self._unbooked.popleft())
+                plan, outputs, times_s, left = self._unbooked.popleft()
+                counts = len(plan.scheduled), plan.num_tokens, _num_prompt_tokens(plan)
+                self._book(StepRecord(*times_s, *counts, *left), outputs)
 
     def _book(self, step: StepRecord, outputs: Sequence[RequestOutput]) -> None:
         took_s = step.ended_s - step.started_s
@@ -86,7 +97,7 @@ class StepMeter:
         self.steps.append(step)
 
 
-def num_prompt_tokens(plan: SchedulerOutput) -> int:
+def _num_prompt_tokens(plan: SchedulerOutput) -> int:
     """How many of the plan's tokens are of prompts."""
     return sum(
         [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from service.engine.meter import StepMeter, StepRecord, num_prompt_tokens
+from service.engine.meter import StepMeter
 from service.engine.stats import EngineStats
 from service.gateway.history import History
 from service.gateway.survey import Survey
@@ -36,12 +36,8 @@ def step_cost() -> float:
     outputs, plan, meter = engine.step(), scheduler.schedule(), StepMeter()
 
     def record() -> None:
-        step = StepRecord(
-            *(0.0, 0.1, 0.2, time.monotonic()),
-            *(len(plan.scheduled), plan.num_tokens, num_prompt_tokens(plan)),
-            *(len(scheduler.running), len(scheduler.waiting), scheduler.blocks.num_free_blocks),
-        )
-        meter.record(step, outputs)
+        left = (len(scheduler.running), len(scheduler.waiting), scheduler.blocks.num_free_blocks)
+        meter.record(plan, outputs, (0.0, 0.1, 0.2, time.monotonic()), left)
 
     return microseconds(record, 5000)
 

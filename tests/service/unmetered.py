@@ -11,7 +11,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import service.engine.engine
 from service.engine.meter import StepMeter
 from service.gateway.history import History
 from service.gateway.run import CompletionRun
@@ -50,7 +49,7 @@ class _Repetition:
         return repeat
 
     def of_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """For functions of the engine's thread, none of which calls another."""
+        """For what the engine's thread calls."""
 
         def repeat(*arguments: Any, **named: Any) -> Any:
             for _ in range(self.times - 1):
@@ -79,8 +78,6 @@ class Recording:
             (owner, name, instead, repeat(getattr(owner, name)))
             for owner, name, instead, repeat in (
                 (StepMeter, "record", _nothing, repetition.of_engine),
-                (service.engine.engine, "StepRecord", _nothing, repetition.of_engine),
-                (service.engine.engine, "num_prompt_tokens", _nothing, repetition.of_engine),
                 (GatewayMetrics, "http_finished", _nothing, repetition.of),
                 (GatewayMetrics, "rejected", _nothing, repetition.of),
                 (CompletionRun, "_count", _nothing, repetition.of),
