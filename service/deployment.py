@@ -96,6 +96,30 @@ def engine_application(
     return deployment.bind(config, load)
 
 
+def configured_engines(
+    settings: ServeSettings, config: EngineConfig, *, num_cpus: int, load: LoadEngine = load_engine
+) -> Application:
+    """`engine_application` as the options of `tessera serve` say."""
+    return engine_application(
+        config,
+        num_replicas=settings.replicas,
+        scaling=settings.scaling(),
+        update_surge=settings.update_surge,
+        routing=settings.routing,
+        num_cpus=num_cpus,
+        num_gpus=settings.num_gpus,
+        drain_timeout_s=settings.drain_timeout,
+        log_format=settings.log_format,
+        load=load,
+    )
+
+
+async def connect(engine: DeploymentHandle[EngineReplica], settings: ServeSettings) -> RayEngineClient:
+    """A gateway's client as these options say. Raises EngineError, and CommandError where its tokenizer is none."""
+    timeouts = Timeouts(resume_s=settings.resume_timeout, wake_s=settings.wake_timeout)
+    return await RayEngineClient.connect(engine, timeouts, own_tokenizer(settings))
+
+
 def _logging(log_format: LogFormat) -> LoggingConfig:
     """Of Serve's own log: the access log is the gateway's affair."""
     return LoggingConfig(enable_access_log=False, encoding="JSON" if log_format == "json" else "TEXT")
@@ -107,13 +131,12 @@ class GatewayReplica:
 
     async def __init__(self, settings: ServeSettings, engine: DeploymentHandle[EngineReplica]) -> None:  # type: ignore[misc]
         configure_logging(settings.log_level, settings.log_format)
-        timeouts = Timeouts(resume_s=settings.resume_timeout, wake_s=settings.wake_timeout)
         client: RayEngineClient | None = None
         while client is None:
             # Engines take as long as they take to load, or to be replaced by those that have this gateway's tokenizer;
             # should they fail, the application does.
             try:
-                client = await RayEngineClient.connect(engine, timeouts, own_tokenizer(settings))
+                client = await connect(engine, settings)
             except EngineError:
                 await asyncio.sleep(_RETRY_S)
         context = serve.get_replica_context()
@@ -147,17 +170,8 @@ def build(args: Mapping[str, Any]) -> Application:
     if misplaced := sorted(_NOT_IN_A_CLUSTER & args.keys()):
         raise ValueError(f"not an option in a cluster: {', '.join(misplaced)}")
     settings = ServeSettings.model_validate(dict(args))
-    engine = engine_application(
-        settings.engine_config(),
-        num_replicas=settings.replicas,
-        scaling=settings.scaling(),
-        update_surge=settings.update_surge,
-        routing=settings.routing,
-        num_cpus=settings.threads or 1,
-        num_gpus=settings.num_gpus,
-        drain_timeout_s=settings.drain_timeout,
-        log_format=settings.log_format,
-    )
+    config = settings.engine_config()
+    engine = configured_engines(settings, config, num_cpus=config.num_threads or 1)
     gateway = serve.deployment(
         name=GATEWAY,
         max_ongoing_requests=_MAX_CONNECTIONS,

@@ -28,7 +28,7 @@ from service.logs import configure_logging
 from service.progress import Progress
 from service.ray_cluster import RayCluster
 from service.settings import ServeSettings, flag
-from service.startup import explained, own_tokenizer, require_model, require_tracing
+from service.startup import explained, require_model, require_tracing
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -137,21 +137,11 @@ def _identify(settings: ServeSettings) -> Identity:
 
 
 def _application(settings: ServeSettings, config: EngineConfig, load: LoadEngine | None = None) -> Application:
-    from service.deployment import engine_application
+    from service.deployment import configured_engines
     from service.ray_engine import load_engine
 
-    return engine_application(
-        config,
-        num_replicas=settings.replicas,
-        scaling=settings.scaling(),
-        update_surge=settings.update_surge,
-        routing=settings.routing,
-        num_cpus=1 if settings.ray_address is None else config.num_threads or 1,
-        num_gpus=settings.num_gpus,
-        drain_timeout_s=settings.drain_timeout,
-        log_format=settings.log_format,
-        load=load or load_engine,
-    )
+    num_cpus = 1 if settings.ray_address is None else config.num_threads or 1
+    return configured_engines(settings, config, num_cpus=num_cpus, load=load or load_engine)
 
 
 def _terms(settings: ServeSettings, config: EngineConfig, identity: Identity) -> dict[str, object]:
@@ -173,14 +163,11 @@ def _app_name(settings: ServeSettings) -> str:
 async def _connect(app_name: str, settings: ServeSettings) -> EngineClient:
     from ray import serve
 
-    from service.ray_client import RayEngineClient
+    from service.deployment import connect
     from service.ray_engine import ENGINE
-    from service.ray_link import Timeouts
 
-    timeouts = Timeouts(resume_s=settings.resume_timeout, wake_s=settings.wake_timeout)
     try:
-        engines = serve.get_deployment_handle(ENGINE, app_name)
-        return await RayEngineClient.connect(engines, timeouts, own_tokenizer(settings))
+        return await connect(serve.get_deployment_handle(ENGINE, app_name), settings)
     except EngineError as error:
         raise EngineStartError(str(error)) from error
 

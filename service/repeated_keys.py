@@ -9,10 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class _RepeatedKeyError(Exception):
-    pass
-
-
 @dataclass(frozen=True)
 class _Repeated:
     """Stands for an object that has a key twice."""
@@ -30,28 +26,18 @@ def repeated_key(raw: bytes, value: dict[str, object]) -> str | None:
     """
     if raw.count(b":") == len(value):
         return None
-    try:
-        json.loads(raw, object_pairs_hook=_require_distinct)
-    except _RepeatedKeyError:
-        return next(_paths(json.loads(raw, object_pairs_hook=_marked)))
-    return None
+    found: list[_Repeated] = []
 
+    def read_object(pairs: list[tuple[str, Any]]) -> object:
+        members = dict(pairs)
+        if len(members) == len(pairs):
+            return members
+        counts = Counter(key for key, _ in pairs)
+        found.append(_Repeated(next(key for key, count in counts.items() if count > 1)))
+        return found[-1]
 
-def _require_distinct(pairs: list[tuple[str, Any]]) -> None:
-    if _first_repeated(pairs) is not None:
-        raise _RepeatedKeyError
-
-
-def _marked(pairs: list[tuple[str, Any]]) -> object:
-    key = _first_repeated(pairs)
-    return dict(pairs) if key is None else _Repeated(key)
-
-
-def _first_repeated(pairs: list[tuple[str, Any]]) -> str | None:
-    if len(dict(pairs)) == len(pairs):
-        return None
-    counts = Counter(key for key, _ in pairs)
-    return next(key for key, count in counts.items() if count > 1)
+    whole = json.loads(raw, object_pairs_hook=read_object)
+    return next(_paths(whole)) if found else None
 
 
 def _paths(value: object) -> Iterator[str]:

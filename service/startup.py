@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.fingerprint import tokenizer_digest
+from model.fingerprint import CONFIG_FILE, WEIGHTS_FILE, tokenizer_digest
 from model.tokenizer import Tokenizer
 from service.config import EngineConfig
 from service.engine.async_engine import AsyncEngine
@@ -24,14 +24,12 @@ from service.settings import ServeSettings, name_flags
 if TYPE_CHECKING:  # which needs an extra
     from service.gateway_tracing import GatewayTracer
 
-MODEL_FILES = ("config.json", "model.safetensors")
-
 
 def require_model(directory: Path) -> None:
     """Raises ModelNotFoundError unless `directory` looks like a converted checkpoint. Reads nothing."""
     if not directory.is_dir():
         raise ModelNotFoundError(f"no model directory at {directory}: give one with --model")
-    for name in MODEL_FILES:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
             raise ModelNotFoundError(
                 f"{directory} has no {name}: make a model directory from a checkpoint with "

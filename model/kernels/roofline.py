@@ -19,6 +19,7 @@ from typing import Self
 import torch
 
 from model.config import MosaicConfig, MosaicV2Config, NetworkConfig
+from model.fingerprint import CONFIG_FILE
 from model.kernels.choice import QUANTIZATIONS, choose_path
 from model.kernels.cpu_library import BFLOAT16, FLOAT32, INT8, kernel_path, library
 from model.kernels.kernel import QUANTISED, split_path
@@ -162,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args(arguments)
     try:
-        config = NetworkConfig.load(options.model / "config.json") if options.model else PRESETS[options.preset]
+        config = NetworkConfig.load(options.model / CONFIG_FILE) if options.model else PRESETS[options.preset]
         costs, machine = _measured(config, options)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 # A class of steps says something once it has seen so many.
 _MIN_STEPS = 8
 # Of what was known of a class, so much is kept with each of its steps: the last hundred or so count.
@@ -41,29 +43,21 @@ class Capacity:
 
     def __init__(self) -> None:
         self.work_s = 0.0
-        self._prompt_rates: dict[int, _Rate] = {}
-        self._generation_rates: dict[int, _Rate] = {}
-        # The best of each, kept because one step changes one kind.
+        self._prompt_rates: defaultdict[int, _Rate] = defaultdict(_Rate)
+        self._generation_rates: defaultdict[int, _Rate] = defaultdict(_Rate)
+        # The best of each: all that is read, so that whoever asks is not disturbed by what is recorded meanwhile.
         self._prompts_per_s = 0.0
         self._generation_per_s = 0.0
 
     def record(self, num_tokens: int, num_prompt_tokens: int, seconds: float) -> None:
         """A step has absorbed `num_tokens`, of them so many of prompts."""
         rates = self._prompt_rates if num_prompt_tokens else self._generation_rates
-        size = num_tokens.bit_length()
-        rate = rates.get(size)
-        if rate is None:
-            # A new mapping, so that whoever reads the old one is not disturbed.
-            rates = {**rates, size: (rate := _Rate())}
-            if num_prompt_tokens:
-                self._prompt_rates = rates
-            else:
-                self._generation_rates = rates
-        rate.add(num_tokens, seconds)
+        rates[num_tokens.bit_length()].add(num_tokens, seconds)
+        best = max([rate.per_s for rate in rates.values()])
         if num_prompt_tokens:
-            self._prompts_per_s = _best(rates)
+            self._prompts_per_s = best
         else:
-            self._generation_per_s = _best(rates)
+            self._generation_per_s = best
         self.work_s += self.seconds_for(num_prompt_tokens, num_tokens - num_prompt_tokens) or seconds
 
     @property
@@ -82,7 +76,3 @@ class Capacity:
         if not prompts_per_s:
             return 0.0
         return num_prompt_tokens / prompts_per_s + num_generation_tokens / generation_per_s
-
-
-def _best(rates: dict[int, _Rate]) -> float:
-    return max([rate.per_s for rate in rates.values()], default=0.0)
