@@ -15,6 +15,7 @@ thread_local std::string last_error;
 struct Path {
   const char* name;
   RunStep run;
+  bool has_strips;  // whether matrices are packed in strips of one vector
   Probe probe;
 };
 
@@ -33,10 +34,10 @@ bool supports(const std::string& name) {
 
 const Path kPaths[] = {
 #if defined(__x86_64__)
-    {"avx512bf16", avx512bf16::run_step, {avx512bf16::read_through, avx512bf16::multiply_often}},
-    {"avx2", avx2::run_step, {avx2::read_through, avx2::multiply_often}},
+    {"avx512bf16", avx512bf16::run_step, false, {avx512bf16::read_through, avx512bf16::multiply_often}},
+    {"avx2", avx2::run_step, true, {avx2::read_through, avx2::multiply_often}},
 #endif
-    {"generic", generic::run_step, {generic::read_through, generic::multiply_often}},
+    {"generic", generic::run_step, true, {generic::read_through, generic::multiply_often}},
 };
 
 uint16_t to_bfloat16(float x) {
@@ -152,6 +153,7 @@ class Network {
     m.rows = rows;
     m.depth = depth;
     m.width = rows <= 32 ? 32 : 64;
+    m.strip = path_.has_strips ? kLanes : m.width;
     m.type = type;
     if (bias) m.bias = keep(bias, rows, m.padded_rows());
     m.packed = packed_.take(m.tiles() * m.tile_bytes());
@@ -159,8 +161,8 @@ class Network {
 
   // Where a weight lies in a packed matrix.
   static int64_t place(const Matrix& m, int group, int row, int k) {
-    const int64_t tile = static_cast<int64_t>(row / m.width) * m.padded_depth() * m.width;
-    return tile + (static_cast<int64_t>(k / group) * m.width + row % m.width) * group + k % group;
+    const int64_t strip = static_cast<int64_t>(row / m.strip) * m.padded_depth() * m.strip;
+    return strip + (static_cast<int64_t>(k / group) * m.strip + row % m.strip) * group + k % group;
   }
 
   // What would read or write outside of the caller's memory is refused before anything is touched.

@@ -10,12 +10,12 @@ namespace MOSAIC_ISA {
 constexpr bool kSumsUnsigned = true;
 
 template <int M, int V>
-MOSAIC_INLINE void sum_bytes(const uint8_t* a, int64_t stride, const int8_t* w, int width, int depth, Ahead ahead,
+MOSAIC_INLINE void sum_bytes(const uint8_t* a, int64_t stride, Weights w, int depth, Ahead ahead,
                              i32x16 (&acc)[M][V]) {
-  for (int k = 0; k < depth; k += 4, w += 4 * width) {
+  for (int k = 0; k < depth; k += 4, w.at += w.step) {
     prefetch<M, V>(w, ahead);
     __m512i b[V];
-    for (int j = 0; j < V; ++j) b[j] = _mm512_loadu_si512(w + j * 4 * kLanes);
+    for (int j = 0; j < V; ++j) b[j] = _mm512_loadu_si512(w.vector(j));
     for (int m = 0; m < M; ++m) {
       int32_t four;
       __builtin_memcpy(&four, a + m * stride + k, sizeof four);
@@ -33,28 +33,17 @@ MOSAIC_INLINE __m256i products(__m256i x, __m256i size, __m256i w) {
 }
 
 template <int M, int V>
-MOSAIC_INLINE void sum_bytes(const uint8_t* a, int64_t stride, const int8_t* w, int width, int depth, Ahead ahead,
+MOSAIC_INLINE void sum_bytes(const uint8_t* a, int64_t stride, Weights w, int depth, Ahead ahead,
                              i32x16 (&acc)[M][V]) {
-  union Halves {
-    i32x16 all;
-    struct {
-      __m256i low, high;
-    } half;
-  };
-  for (int k = 0; k < depth; k += 4, w += 4 * width) {
+  for (int k = 0; k < depth; k += 4, w.at += w.step) {
     prefetch<M, V>(w, ahead);
     for (int j = 0; j < V; ++j) {
-      Halves b;
-      __builtin_memcpy(&b, w + j * 4 * kLanes, sizeof b);
+      const i32x16 b = load_as_is<i32x16>(w.vector(j));
       for (int m = 0; m < M; ++m) {
         uint32_t four;
         __builtin_memcpy(&four, a + m * stride + k, sizeof four);
         const __m256i x = _mm256_set1_epi32((int)(four ^ 0x80808080u)), size = _mm256_abs_epi8(x);
-        Halves sum;
-        sum.all = acc[m][j];
-        sum.half.low = _mm256_add_epi32(sum.half.low, products(x, size, b.half.low));
-        sum.half.high = _mm256_add_epi32(sum.half.high, products(x, size, b.half.high));
-        acc[m][j] = sum.all;
+        acc[m][j] += each([x, size](Ints bytes) { return (Ints)products(x, size, (__m256i)bytes); }, b);
       }
     }
   }
@@ -63,15 +52,14 @@ MOSAIC_INLINE void sum_bytes(const uint8_t* a, int64_t stride, const int8_t* w, 
 constexpr bool kSumsUnsigned = false;
 
 template <int M, int V>
-MOSAIC_INLINE void sum_bytes(const uint8_t* a, int64_t stride, const int8_t* w, int width, int depth, Ahead ahead,
+MOSAIC_INLINE void sum_bytes(const uint8_t* a, int64_t stride, Weights w, int depth, Ahead ahead,
                              i32x16 (&acc)[M][V]) {
-  for (int k = 0; k < depth; k += 4, w += 4 * width) {
+  for (int k = 0; k < depth; k += 4, w.at += w.step) {
     prefetch<M, V>(w, ahead);
     for (int j = 0; j < V; ++j) {
-      u32x16 fours;
-      __builtin_memcpy(&fours, w + j * 4 * kLanes, sizeof fours);
+      const u32x16 fours = load_as_is<u32x16>(w.vector(j));
       for (int i = 0; i < 4; ++i) {
-        const i32x16 b = (i32x16)(fours << (24 - 8 * i)) >> 24;
+        const i32x16 b = as_ints(fours << (24 - 8 * i)) >> 24;
         for (int m = 0; m < M; ++m) acc[m][j] += b * ((int32_t)a[m * stride + k + i] - kZero);
       }
     }
@@ -89,25 +77,23 @@ MOSAIC_INLINE void multiply_bytes(const Window& w, int column, const Operand& x,
   i32x16 sums[M][V] = {};
   if (x.is_signed == kSumsUnsigned) {
     for (int j = 0; j < V; ++j) {
-      i32x16 offset;
-      __builtin_memcpy(&offset, offsets + j * kLanes, sizeof offset);
+      const i32x16 offset = load_as_is<i32x16>(offsets + j * kLanes);
       for (int m = 0; m < M; ++m) sums[m][j] = x.is_signed ? -offset : offset;
     }
   }
-  sum_bytes<M, V>((const uint8_t*)x.data + row0 * x.stride, x.stride, (const int8_t*)w.packed() + 4 * column,
-                  matrix.width, w.depth, ahead, sums);
+  sum_bytes<M, V>((const uint8_t*)x.data + row0 * x.stride, x.stride, Weights(w, column), w.depth, ahead, sums);
   for (int m = 0; m < M; ++m) {
     const float step = x.scales[(row0 + m) * x.scale_stride];
     for (int j = 0; j < V; ++j)
-      acc[m][j] = __builtin_convertvector(sums[m][j], f32x16) * (load(matrix.scales + first + j * kLanes) * step);
+      acc[m][j] = to_floats(sums[m][j]) * (load(matrix.scales + first + j * kLanes) * step);
   }
 }
 
 MOSAIC_INLINE f32x16 load_some(const float* x, int count) {
   if (count >= kLanes) return load(x);
-  f32x16 v = {};
-  for (int i = 0; i < count; ++i) v[i] = x[i];
-  return v;
+  float numbers[kLanes] = {};
+  for (int i = 0; i < count; ++i) numbers[i] = x[i];
+  return load(numbers);
 }
 
 // Writes a row as bytes, kZero standing for 0, padded to whole groups. Returns what one step is worth.

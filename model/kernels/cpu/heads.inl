@@ -4,6 +4,9 @@
 namespace mosaic {
 namespace MOSAIC_ISA {
 
+// Vectors whose sums there are registers for: of values, each in two parts; of logits half as many, each in four.
+constexpr int kVectors = kRegister == 64 ? 4 : 2;
+
 // Neighbouring heads of one sequence, and the blocks that their queries see.
 struct Heads {
   Pairs pairs;  // of the first head, from the first block seen on
@@ -48,7 +51,7 @@ MOSAIC_INLINE void some_logits(const void* keys, int64_t base, int size, int dim
     for (int i = 0; i < 4; ++i) {
       const f32x16 x = splat(query[d + i]);
       const int64_t row = base + (int64_t)(d + i) * size;
-      for (int s = 0; s < S; ++s) acc[s][i] = fma(x, load_as<T>(keys, row + s * kLanes), acc[s][i]);
+      for (int s = 0; s < S; ++s) acc[s][i] = added(acc[s][i], x, load_as<T>(keys, row + s * kLanes));
       stream.advance(S * kLanes);
     }
   }
@@ -69,7 +72,7 @@ MOSAIC_INLINE void some_values(const void* values, int64_t base, int size, int d
     for (int odd = 0; odd < 2; ++odd) {
       const f32x16 w = splat(weights[s + odd]);
       const int64_t row = base + (int64_t)(s + odd) * dim;
-      for (int v = 0; v < V; ++v) acc[v][odd] = fma(w, load_as<T>(values, row + v * kLanes), acc[v][odd]);
+      for (int v = 0; v < V; ++v) acc[v][odd] = added(acc[v][odd], w, load_as<T>(values, row + v * kLanes));
       stream.advance(V * kLanes);
     }
   }
@@ -94,7 +97,7 @@ static void read_heads(Pairs pairs, int count, const float* queries, int64_t vis
     Stream<T> stream(heads, keys, i);
     float* row = logits + head * stride + i / count * size;
     int s = 0;
-    for (; s + 2 * kLanes <= size; s += 2 * kLanes)
+    for (; kVectors > 2 && s + 2 * kLanes <= size; s += 2 * kLanes)
       some_logits<T, 2>(keys, base + s, size, dim, queries + head * dim, row + s, stream);
     for (; s < size; s += kLanes) some_logits<T, 1>(keys, base + s, size, dim, queries + head * dim, row + s, stream);
   }
@@ -109,7 +112,7 @@ static void read_heads(Pairs pairs, int count, const float* queries, int64_t vis
     const float* weights = logits + head * stride + i / count * size;
     float* sum = sums + head * 2 * whole;
     int d = 0;
-    for (; d + 4 * kLanes <= dim; d += 4 * kLanes)
+    for (; kVectors > 2 && d + 4 * kLanes <= dim; d += 4 * kLanes)
       some_values<T, 4>(values, base + d, size, dim, weights, sum + 2 * d, stream);
     for (; d + 2 * kLanes <= dim; d += 2 * kLanes)
       some_values<T, 2>(values, base + d, size, dim, weights, sum + 2 * d, stream);

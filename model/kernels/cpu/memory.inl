@@ -82,28 +82,50 @@ struct Pairs {
   }
 };
 
-// Logits of Q queries against all `num_blocks` blocks, [Q][stride]. Four partial sums over the dimensions, whatever Q is.
+// A logit is four partial sums, each over every fourth dimension. How many of them are made side by side, for a number of
+// queries: as many as there are registers for.
+#if defined(MOSAIC_AVX512)
+constexpr int partials(int) { return 4; }
+#else
+constexpr int partials(int queries) { return queries == 1 ? 4 : 1; }
+#endif
+
+// P partial sums from the `first` on, of Q queries against the vector of pairs whose first dimension lies at `base`.
+template <Type T, int Q, int P>
+MOSAIC_INLINE void partial_logits(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t base, int first,
+                                  f32x16 (&acc)[Q][P]) {
+  const int size = pairs.cache->block_size, dim = pairs.dim, whole = dim / 4 * 4;
+  for (int d = first; d < whole; d += 4) {
+    for (int i = 0; i < P; ++i) {
+      const f32x16 k = load_as<T>(pairs.cache->keys, base + (int64_t)(d + i) * size);
+      for (int q = 0; q < Q; ++q) acc[q][i] = added(acc[q][i], splat(queries[q * query_stride + d + i]), k);
+    }
+  }
+  for (int d = whole; d < dim && first == 0; ++d) {
+    const f32x16 k = load_as<T>(pairs.cache->keys, base + (int64_t)d * size);
+    for (int q = 0; q < Q; ++q) acc[q][0] = added(acc[q][0], splat(queries[q * query_stride + d]), k);
+  }
+}
+
+// Logits of Q queries against all `num_blocks` blocks, [Q][stride]: the same sums, whatever Q is.
 template <Type T, int Q>
 MOSAIC_INLINE void all_logits(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t num_blocks,
                               float* logits, int64_t stride) {
-  const int size = pairs.cache->block_size, dim = pairs.dim;
+  constexpr int P = partials(Q);
+  const int size = pairs.cache->block_size;
   for (int64_t block = 0; block < num_blocks; ++block) {
     const int64_t base = pairs.offset(block);
     for (int s = 0; s < size; s += kLanes) {
-      f32x16 acc[Q][4] = {};
-      int d = 0;
-      for (; d + 4 <= dim; d += 4) {
-        for (int i = 0; i < 4; ++i) {
-          const f32x16 k = load_as<T>(pairs.cache->keys, base + (int64_t)(d + i) * size + s);
-          for (int q = 0; q < Q; ++q) acc[q][i] = fma(splat(queries[q * query_stride + d + i]), k, acc[q][i]);
+      f32x16 half[2][Q];
+      for (int first = 0; first < 4; first += P) {
+        f32x16 acc[Q][P] = {};
+        partial_logits<T, Q, P>(pairs, queries, query_stride, base + s, first, acc);
+        for (int i = 0; i < P; ++i) {
+          f32x16(&sums)[Q] = half[(first + i) / 2];
+          for (int q = 0; q < Q; ++q) sums[q] = (first + i) % 2 ? sums[q] + acc[q][i] : acc[q][i];
         }
       }
-      for (; d < dim; ++d) {
-        const f32x16 k = load_as<T>(pairs.cache->keys, base + (int64_t)d * size + s);
-        for (int q = 0; q < Q; ++q) acc[q][0] = fma(splat(queries[q * query_stride + d]), k, acc[q][0]);
-      }
-      for (int q = 0; q < Q; ++q)
-        store(logits + q * stride + block * size + s, (acc[q][0] + acc[q][1]) + (acc[q][2] + acc[q][3]));
+      for (int q = 0; q < Q; ++q) store(logits + q * stride + block * size + s, half[0][q] + half[1][q]);
     }
   }
 }
@@ -125,27 +147,34 @@ MOSAIC_INLINE float exponentials(float* logits, int64_t hidden, int64_t visible,
   return sum(mass);
 }
 
-// Sum over all pairs of weight * value for V vectors of dimensions from d on, even and odd pairs apart.
+// Sum over all pairs of weight * value for V vectors of dimensions from d on, even and odd pairs apart: side by side, or
+// one after the other where registers are few.
 template <Type T, int Q, int V>
 MOSAIC_INLINE void weighted_values(const Pairs& pairs, const float* weights, int64_t stride, int64_t num_blocks, int d,
                                    const float* inverse, float* out, int64_t out_stride) {
   const int size = pairs.cache->block_size, dim = pairs.dim;
-  f32x16 acc[Q][V][2] = {};
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    const int64_t base = pairs.offset(block) + d;
-    const float* w = weights + block * size;
-    for (int s = 0; s < size; s += 2) {
-      for (int odd = 0; odd < 2; ++odd) {
-        for (int v = 0; v < V; ++v) {
-          const f32x16 value = load_as<T>(pairs.cache->values, base + (int64_t)(s + odd) * dim + v * kLanes);
-          for (int q = 0; q < Q; ++q) acc[q][v][odd] = fma(splat(w[q * stride + s + odd]), value, acc[q][v][odd]);
+  constexpr int kSides = partials(Q) == 4 ? 2 : 1;
+  f32x16 sums[Q][V];
+  for (int first = 0; first < 2; first += kSides) {
+    f32x16 acc[Q][V][kSides] = {};
+    for (int64_t block = 0; block < num_blocks; ++block) {
+      const int64_t base = pairs.offset(block) + d;
+      const float* w = weights + block * size;
+      for (int s = first; s < size; s += 2) {
+        for (int i = 0; i < kSides; ++i) {
+          for (int v = 0; v < V; ++v) {
+            const f32x16 value = load_as<T>(pairs.cache->values, base + (int64_t)(s + i) * dim + v * kLanes);
+            for (int q = 0; q < Q; ++q) acc[q][v][i] = added(acc[q][v][i], splat(w[q * stride + s + i]), value);
+          }
         }
       }
     }
+    for (int q = 0; q < Q; ++q)
+      for (int v = 0; v < V; ++v)
+        sums[q][v] = kSides == 2 ? acc[q][v][0] + acc[q][v][kSides - 1] : first ? sums[q][v] + acc[q][v][0] : acc[q][v][0];
   }
   for (int q = 0; q < Q; ++q)
-    for (int v = 0; v < V; ++v)
-      store(out + q * out_stride + d + v * kLanes, (acc[q][v][0] + acc[q][v][1]) * inverse[q]);
+    for (int v = 0; v < V; ++v) store(out + q * out_stride + d + v * kLanes, sums[q][v] * inverse[q]);
 }
 
 // The dimensions that do not fill a vector.
@@ -190,7 +219,7 @@ static void read_queries(Pairs pairs, const float* queries, int64_t query_stride
     }
   }
   int d = 0;
-  for (; d + 2 * kLanes <= dim; d += 2 * kLanes)
+  for (; partials(Q) == 4 && d + 2 * kLanes <= dim; d += 2 * kLanes)
     weighted_values<T, Q, 2>(pairs, logits, stride, num_blocks, d, inverse, out, out_stride);
   for (; d + kLanes <= dim; d += kLanes)
     weighted_values<T, Q, 1>(pairs, logits, stride, num_blocks, d, inverse, out, out_stride);

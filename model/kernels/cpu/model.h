@@ -14,13 +14,14 @@ constexpr int kMaxBlockSize = 256;  // pairs; a multiple of kLanes
 constexpr int kMaxDim = 512;        // of a head
 constexpr int kZero = 128;          // what stands for 0 among quantised operands, which are unsigned
 
-// A weight matrix W [rows, depth], used as y = W x, packed so that a tile of `width` outputs is read as one stream:
-// [tile][depth / group][width][group], depth rounded up to the group that one instruction multiplies: 1 float32,
-// 2 bfloat16, 4 int8. An int8 stands for itself times its output's scale.
+// A weight matrix W [rows, depth], used as y = W x, packed so that the outputs computed together are read as one stream:
+// [tile][width / strip][depth / group][strip][group], depth rounded up to the group that one instruction multiplies:
+// 1 float32, 2 bfloat16, 4 int8. An int8 stands for itself times its output's scale.
 struct Matrix {
   int32_t rows = 0;
   int32_t depth = 0;
-  int32_t width = 64;  // 64, or 32 for matrices of fewer outputs
+  int32_t width = 64;  // outputs of a tile: 64, or 32 for matrices of fewer
+  int32_t strip = 64;  // of these, as many as lie side by side: all, or kLanes
   Type type = kFloat32;
   void* packed = nullptr;
   const float* bias = nullptr;    // [rows] or null

@@ -28,7 +28,7 @@ static void weigh(const Model& m, float* logits, int n, Softmax& softmax, float*
       __builtin_memcpy(bytes + i, &b, sizeof b);
       total += p;
     }
-    mass = __builtin_convertvector(total, f32x16);
+    mass = to_floats(total);
     worth = exp_nonpositive(here - top);
     weights.scales[row] = worth;
   } else {
@@ -77,7 +77,8 @@ static void read_bank(const Model& m, const Matrix& keys, const Matrix& values, 
             p.weights, r);
     for (int t = 0; t < values.tiles(); ++t) {
       const Window w = {values, t, first, n};
-      const char* later = is_last ? nullptr : Window{values, t, first + block, 0}.packed();
+      // In strips, a window lies in several places: the processor sees for itself where each goes on.
+      const char* later = is_last || kHasStrips ? nullptr : Window{values, t, first + block, 0}.packed();
       multiply_tile(w, weighed, 0, count, {p.read, values.padded_rows(), true}, later, window_bytes);
     }
   }

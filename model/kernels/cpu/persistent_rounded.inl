@@ -48,28 +48,12 @@ struct Weighing {
   const uint16_t* weights;
 };
 
-// Fetches `left` lines from `at` on, spread over what remains to be computed.
-struct Fetching {
-  const char* at;
-  int64_t left, steps;
-
-  Ahead share(int64_t now) {
-    const int64_t lines = left > 0 ? (left + steps - 1) / steps : 0;
-    const Ahead ahead = {at, (int)lines};
-    at += 64 * lines * now;
-    left -= lines * now;
-    steps -= now;
-    return ahead;
-  }
-};
-
 template <int M, int V>
 static __attribute__((noinline)) void weigh_tile(const Reading& r, int tile, int64_t row, uint16_t* weights,
                                                  Fetching& fetching) {
   f32x16 acc[M][V] = {};
   const int pairs = r.keys.rows - tile * r.keys.width;
-  multiply_bf16<M, V>(r.queries + row * r.query_stride, r.query_stride, (const uint16_t*)whole(r.keys, tile).packed(),
-                      r.keys.width, r.keys.depth, fetching.share((r.keys.depth + 1) / 2), acc);
+  multiply_bf16<M, V>(r.queries + row * r.query_stride, r.query_stride, Weights(whole(r.keys, tile), 0), r.keys.depth, fetching.share((r.keys.depth + 1) / 2), acc);
   if (pairs < V * kLanes) {
 #pragma GCC unroll 4
     for (int j = 0; j < V; ++j) {
@@ -110,8 +94,8 @@ static __attribute__((noinline)) void add_values(const Reading& r, const Weighin
     f32x16 acc[M][V];
     for (int m = 0; m < M; ++m)
       for (int j = 0; j < V; ++j) acc[m][j] = load(read + m * r.width + j * kLanes);
-    multiply_bf16<M, V>(w.weights, kTilePairs, (const uint16_t*)Window{r.values, tile, first, pairs}.packed(),
-                        r.values.width, pairs, tile == 0 ? ahead : Ahead{}, acc);
+    multiply_bf16<M, V>(w.weights, kTilePairs, Weights({r.values, tile, first, pairs}, 0), pairs,
+                        tile == 0 ? ahead : Ahead{}, acc);
     for (int m = 0; m < M; ++m)
       for (int j = 0; j < V; ++j) store(read + m * r.width + j * kLanes, acc[m][j]);
   }
@@ -127,19 +111,6 @@ template <int M>
 static void add_rows(const Reading& r, const Weighing& w, Fetching& fetching) {
   if (r.values.width == 64) add_values<M, 4>(r, w, fetching);
   else add_values<M, 2>(r, w, fetching);
-}
-
-// Calls f with `count`, 1 to kRows, as a constant.
-template <typename F>
-MOSAIC_INLINE void with_rows(int64_t count, const F& f) {
-  switch (count) {
-    case 6: f(std::integral_constant<int, 6>()); break;
-    case 5: f(std::integral_constant<int, 5>()); break;
-    case 4: f(std::integral_constant<int, 4>()); break;
-    case 3: f(std::integral_constant<int, 3>()); break;
-    case 2: f(std::integral_constant<int, 2>()); break;
-    default: f(std::integral_constant<int, 1>()); break;
-  }
 }
 
 // What `count` rows read from one bank, not yet divided by their masses. While the values of some rows are added the

@@ -36,7 +36,7 @@ struct Tile {
   Buffer<float> out;
 
   explicit Tile(Type type) {
-    matrix.rows = matrix.width;
+    matrix.rows = matrix.strip = matrix.width;
     matrix.depth = matrix.span = kDepth;
     matrix.type = type;
     matrix.packed = arena.take(matrix.tile_bytes());

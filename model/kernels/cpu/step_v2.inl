@@ -126,9 +126,8 @@ static void gated_memories(const Walk& w, const Layer& layer, int l) {
 
 // x / (1 + exp(-x)), by exponentials of what is not positive alone.
 MOSAIC_INLINE f32x16 silu(f32x16 x) {
-  const f32x16 zero = {};
-  const f32x16 e = exp_nonpositive(x < zero ? x : -x);
-  return x * (x < zero ? e : zero + 1.0f) / (e + 1.0f);
+  const f32x16 e = exp_nonpositive(-max(x, -x));
+  return x * where_below(x, 0.0f, e, splat(1.0f)) / (e + 1.0f);
 }
 
 // Phase: SiLU(gate) * up, as operands.
@@ -141,7 +140,7 @@ static void swish_rows(const Walk& w) {
     float* y = s.inputs.wide + row * s.inputs.stride;
     int i = 0;
     for (; i + kLanes <= n; i += kLanes) store(y + i, silu(load(gate + i)) * load(gate + n + i));
-    for (; i < n; ++i) y[i] = silu(splat(gate[i]))[0] * gate[n + i];
+    for (; i < n; ++i) y[i] = first_of(silu(splat(gate[i]))) * gate[n + i];
     write_operand(m, y, n, s.inputs, row * s.inputs.stride, row);
   });
 }

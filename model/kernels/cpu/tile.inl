@@ -35,44 +35,65 @@ static __attribute__((noinline)) void tile_part(const Window& w, int column, con
   }
 }
 
-// Rows [begin, end), V vectors from `column` of the tile on. While they are computed, `bytes` of weights from `next` on
-// are fetched, a share with every pass.
-template <int V>
-static void multiply_rows(const Window& w, int column, const Operand& x, int64_t begin, int64_t end, const Output& out,
-                          const char* next, int64_t bytes) {
-  const int64_t groups = (w.depth + w.matrix.group() - 1) / w.matrix.group();
-  int64_t passes = (end - begin + kRows - 1) / kRows, left = next ? bytes / 64 : 0;
-  Ahead ahead = {next, 0};
-  const auto share = [&] {
-    ahead.lines = left > 0 ? (int)((left + std::max<int64_t>(passes, 1) * groups - 1) / (std::max<int64_t>(passes, 1) * groups)) : 0;
-    left -= ahead.lines * groups;
-    --passes;
-  };
-  int64_t row = begin;
-  for (; row + kRows <= end; row += kRows) {
-    share();
-    tile_part<kRows, V>(w, column, x, row, out, ahead);
-    ahead.at += 64 * ahead.lines * groups;
-  }
-  share();
-  switch (end - row) {
-    case 5: tile_part<5, V>(w, column, x, row, out, ahead); break;
-    case 4: tile_part<4, V>(w, column, x, row, out, ahead); break;
-    case 3: tile_part<3, V>(w, column, x, row, out, ahead); break;
-    case 2: tile_part<2, V>(w, column, x, row, out, ahead); break;
-    case 1: tile_part<1, V>(w, column, x, row, out, ahead); break;
-    default: break;
+// Calls f with `count`, 1 to kRows, as a constant.
+template <typename F>
+MOSAIC_INLINE void with_rows(int64_t count, const F& f) {
+  switch (count) {
+    case 6: f(std::integral_constant<int, 6>()); break;
+    case 5: f(std::integral_constant<int, 5>()); break;
+    case 4: f(std::integral_constant<int, 4>()); break;
+    case 3: f(std::integral_constant<int, 3>()); break;
+    case 2: f(std::integral_constant<int, 2>()); break;
+    default: f(std::integral_constant<int, 1>()); break;
   }
 }
 
-// Rows [begin, end) of a part of a tile.
+// Fetches `left` lines from `at` on, spread over what remains to be computed.
+struct Fetching {
+  const char* at;
+  int64_t left, steps;
+
+  Ahead share(int64_t now) {
+    const int64_t lines = left > 0 ? (left + steps - 1) / steps : 0;
+    const Ahead ahead = {at, (int)lines};
+    at += 64 * lines * now;
+    left -= lines * now;
+    steps -= now;
+    return ahead;
+  }
+};
+
+// Rows [begin, end), at most V vectors at a time.
+template <int V>
+static void multiply_rows(const Window& w, const Operand& x, int64_t begin, int64_t end, const Output& out,
+                          const char* next, int64_t bytes) {
+  const int64_t groups = w.groups();
+  const int64_t passes = (end - begin + kRows - 1) / kRows;
+  Fetching fetching = {next, next ? bytes / 64 : 0, passes * groups * ((w.matrix.width + V * kLanes - 1) / (V * kLanes))};
+  for (int column = 0; column < w.matrix.width; column += V * kLanes) {
+    int64_t row = begin;
+    for (int64_t left = passes; left > 0; --left) {
+      const int64_t some = (end - row + left - 1) / left;
+      const Ahead ahead = fetching.share(groups);
+      with_rows(some, [&](auto m) {
+        if constexpr (V == 4) {
+          if (w.matrix.width == 2 * kLanes) return tile_part<m, 2>(w, column, x, row, out, ahead);
+        }
+        tile_part<m, V>(w, column, x, row, out, ahead);
+      });
+      row += some;
+    }
+  }
+}
+
+// Rows [begin, end) of a part of a tile. While they are computed, `bytes` of weights from `next` on are fetched, a share
+// with every pass.
 static void multiply_tile(const Window& w, const Operand& x, int64_t begin, int64_t end, const Output& out,
                           const char* next = nullptr, int64_t bytes = 0) {
-  constexpr int wide = kColumns * kLanes;
-  int column = 0;
-  for (; column + wide <= w.matrix.width; column += wide, next = nullptr)
-    multiply_rows<kColumns>(w, column, x, begin, end, out, next, bytes);
-  if (column < w.matrix.width) multiply_rows<2>(w, column, x, begin, end, out, nullptr, 0);
+  const int vectors = columns(end - begin);
+  if (vectors == 4) multiply_rows<4>(w, x, begin, end, out, next, bytes);
+  else if (vectors == 2) multiply_rows<2>(w, x, begin, end, out, next, bytes);
+  else multiply_rows<1>(w, x, begin, end, out, next, bytes);
 }
 
 }  // namespace MOSAIC_ISA
