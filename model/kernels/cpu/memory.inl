@@ -92,8 +92,8 @@ constexpr int partials(int queries) { return queries == 1 ? 4 : 1; }
 
 // P partial sums from the `first` on, of Q queries against the vector of pairs whose first dimension lies at `base`.
 template <Type T, int Q, int P>
-MOSAIC_INLINE void partial_logits(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t base, int first,
-                                  f32x16 (&acc)[Q][P]) {
+MOSAIC_INLINE void partial_logits(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t base,
+                                  int first, f32x16 (&acc)[Q][P]) {
   const int size = pairs.cache->block_size, dim = pairs.dim, whole = dim / 4 * 4;
   for (int d = first; d < whole; d += 4) {
     for (int i = 0; i < P; ++i) {
@@ -171,7 +171,7 @@ MOSAIC_INLINE void weighted_values(const Pairs& pairs, const float* weights, int
     }
     for (int q = 0; q < Q; ++q)
       for (int v = 0; v < V; ++v)
-        sums[q][v] = kSides == 2 ? acc[q][v][0] + acc[q][v][kSides - 1] : first ? sums[q][v] + acc[q][v][0] : acc[q][v][0];
+        for (int i = 0; i < kSides; ++i) sums[q][v] = first + i ? sums[q][v] + acc[q][v][i] : acc[q][v][i];
   }
   for (int q = 0; q < Q; ++q)
     for (int v = 0; v < V; ++v) store(out + q * out_stride + d + v * kLanes, sums[q][v] * inverse[q]);

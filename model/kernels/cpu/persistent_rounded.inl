@@ -53,7 +53,8 @@ static __attribute__((noinline)) void weigh_tile(const Reading& r, int tile, int
                                                  Fetching& fetching) {
   f32x16 acc[M][V] = {};
   const int pairs = r.keys.rows - tile * r.keys.width;
-  multiply_bf16<M, V>(r.queries + row * r.query_stride, r.query_stride, Weights(whole(r.keys, tile), 0), r.keys.depth, fetching.share((r.keys.depth + 1) / 2), acc);
+  multiply_bf16<M, V>(r.queries + row * r.query_stride, r.query_stride, Weights(whole(r.keys, tile), 0), r.keys.depth,
+                      fetching.share((r.keys.depth + 1) / 2), acc);
   if (pairs < V * kLanes) {
 #pragma GCC unroll 4
     for (int j = 0; j < V; ++j) {

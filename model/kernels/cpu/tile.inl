@@ -69,7 +69,8 @@ static void multiply_rows(const Window& w, const Operand& x, int64_t begin, int6
                           const char* next, int64_t bytes) {
   const int64_t groups = w.groups();
   const int64_t passes = (end - begin + kRows - 1) / kRows;
-  Fetching fetching = {next, next ? bytes / 64 : 0, passes * groups * ((w.matrix.width + V * kLanes - 1) / (V * kLanes))};
+  const int64_t parts = (w.matrix.width + V * kLanes - 1) / (V * kLanes);
+  Fetching fetching = {next, next ? bytes / 64 : 0, passes * groups * parts};
   for (int column = 0; column < w.matrix.width; column += V * kLanes) {
     int64_t row = begin;
     for (int64_t left = passes; left > 0; --left) {
