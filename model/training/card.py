@@ -80,7 +80,8 @@ def _training(recipe: Recipe) -> dict[str, str]:
         "constant": "constant"
         + (f", over the last {training.decay_steps} steps down to {final}" if training.decay_steps else ""),
     }[training.schedule]
-    return {
+    begun = {"begun with": f"the weights of {training.initial.name}"} if training.initial else {}
+    return begun | {
         "steps": last["step"],
         "batch": f"{training.batch} windows of {recipe.data.window} tokens",
         "tokens": f"{int(last['tokens']):,}",

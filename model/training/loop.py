@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.tokenizer import TOKENIZER_FILE
+from model.training.initial import load_initial
 from model.training.networks import make_network, network_config, save_network
 from model.training.optimiser import learning_rate, make_optimisers
 from model.training.order import WindowOrder
@@ -21,7 +22,7 @@ from model.training.processes import Processes
 from model.training.recipe import Recipe
 from model.training.report import Record, Report
 from model.training.samples import complete
-from model.training.state import load_state, save_state
+from model.training.state import has_state, load_state, save_state
 from model.training.tokens import PackedTokens
 from model.training.validation import Validation
 
@@ -43,13 +44,17 @@ class Trainer:
         self.device = choose_device(recipe.run.device, processes.rank)
         self.config = network_config(recipe, packed.tokenizer)
         torch.manual_seed(training.seed)
-        self.network = make_network(self.config).to(self.device).train()
+        self.network = make_network(self.config)
+        state = recipe.run.directory / STATE
+        if training.initial is not None and not has_state(state):
+            load_initial(training.initial, self.network, self.config, packed.tokenizer)
+        self.network = self.network.to(self.device).train()
         self.optimisers = make_optimisers(self.network, training)
         weights = [source.weight for source in recipe.data.sources]
         self.order = WindowOrder(packed.sources, weights, recipe.data.window, training.seed)
         self.validation = Validation(packed, recipe.data.window, recipe.run.evaluation_windows, training.micro_batch)
         self.fixed = {**recipe.fixed(), "tokens": packed.digest}
-        self.progress = load_state(recipe.run.directory / STATE, self.network, self.optimisers, self.fixed)
+        self.progress = load_state(state, self.network, self.optimisers, self.fixed)
 
     def run(self, is_stopped: Callable[[], bool] = lambda: False) -> bool:
         """Trains to the last step, or until `is_stopped`; either way the state is saved. Whether it came to the end.

@@ -52,6 +52,9 @@ class Data(_Part):
 
 
 class Training(_Part):
+    initial: Path | None = None
+    """A model directory to begin with the weights of, instead of drawn ones. Its configuration and tokenizer have to be
+    the recipe's. Relative to the recipe's directory."""
     steps: Count
     batch: Count
     """Windows per step, over all processes."""
@@ -107,10 +110,14 @@ class Recipe(_Part):
     run: Run
 
     def fixed(self) -> dict[str, Any]:
-        """What has to stay as it is when a run is resumed; schedule, log and places may change."""
+        """What has to stay as it is when a run is resumed; schedule, log and places may change.
+
+        Of `training.initial` its name: once the run has a state, the directory itself is no longer read.
+        """
         data = {"window": self.data.window, "weights": [source.weight for source in self.data.sources]}
         training = self.training.model_dump(mode="json", include={"batch", "seed", "optimiser", "betas", "autocast"})
-        return {"model": dict(self.model), "data": data, "training": training}
+        initial = {"initial": self.training.initial.name} if self.training.initial else {}
+        return {"model": dict(self.model), "data": data, "training": training | initial}
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -164,5 +171,8 @@ def _with_absolute_paths(recipe: Recipe, base: Path) -> Recipe:
             "validation": recipe.data.validation and base / recipe.data.validation,
         }
     )
+    training = recipe.training.model_copy(
+        update={"initial": recipe.training.initial and base / recipe.training.initial}
+    )
     run = recipe.run.model_copy(update={"directory": base / recipe.run.directory})
-    return recipe.model_copy(update={"data": data, "run": run})
+    return recipe.model_copy(update={"data": data, "training": training, "run": run})

@@ -25,7 +25,13 @@ from tests.service.process import ServerProcess, clean_environment
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-STEPS = {"steps: 400": "steps: 4", "steps=440": "steps=6", "steps=480": "steps=8", "decay_steps=40": "decay_steps=2"}
+STEPS = {
+    "steps: 400": "steps: 4",
+    "steps=440": "steps=6",
+    "steps=480": "steps=8",
+    "decay_steps=40": "decay_steps=2",
+    "training.steps=40 ": "training.steps=2 ",
+}
 ENVIRONMENT = {"TESSERA_LOCAL": "1", "TESSERA_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -59,6 +65,7 @@ def test_every_command_runs(tmp_path: Path) -> None:
     states = {path.parent.parent.name: path.name for path in tmp_path.glob("*/state/*")}
     assert states == {
         "run": "step-00000006",
+        "further": "step-00000002",
         "baseline": "step-00000004",
         "two": "step-00000004",
         "branch": "step-00000008",

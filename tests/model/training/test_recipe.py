@@ -13,10 +13,11 @@ from tests.model.training.texts import write_recipe
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
-    recipe = load_recipe(write_recipe(tmp_path, data={"validation": "valid.txt"}))
+    recipe = load_recipe(write_recipe(tmp_path, data={"validation": "valid.txt"}, training={"initial": "tales"}))
     assert recipe.run.directory == tmp_path / "run"
     assert [source.path for source in recipe.data.sources] == [tmp_path / "stories.txt.xz", tmp_path / "tales.txt"]
     assert recipe.data.validation == tmp_path / "valid.txt"
+    assert recipe.training.initial == tmp_path / "tales"
     assert recipe.data.tokenizer is None
     with pytest.raises(ValidationError):
         recipe.run.threads = 3  # type: ignore[misc]

@@ -47,6 +47,7 @@ def test_a_runs_model_with_its_card(
     ):  # fmt: skip
         assert row in card
     assert "constant, over the last 2 steps down to 0" in card
+    assert "begun with" not in card
     # The weights are narrow in the file, and the losses are those of that file.
     assert all(
         torch.equal(p, p.bfloat16().float())
@@ -76,6 +77,18 @@ def test_what_a_person_has_to_say_is_left_open(corpus: Path, capsys: pytest.Capt
     assert main([str(recipe), str(corpus / "other"), "--text", str(corpus / "empty.txt")]) == 2
     assert not (corpus / "other").exists()
     assert load_recipe(recipe).run.directory == corpus / "run"
+
+
+def test_the_card_tells_what_the_run_began_with(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ship, "SAMPLE_TOKENS", 5)
+    recipe = write_recipe(corpus, training={"steps": 2})
+    assert train([str(recipe)]) == 0
+    (corpus / "run" / "model").rename(corpus / "old-tales")
+    keys = ["run.directory=further", "training.initial=old-tales", "data.vocab_size=null"]
+    keys.append("data.tokenizer=old-tales/tokenizer.json")
+    assert train([str(recipe), *keys]) == 0
+    assert main([str(recipe), str(corpus / "new"), *keys, "--text", str(corpus / "tales.txt")]) == 0
+    assert "\n| begun with | the weights of old-tales |\n" in (corpus / "new" / "README.md").read_text(encoding="utf-8")
 
 
 def test_without_a_run_there_is_nothing_to_ship(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:

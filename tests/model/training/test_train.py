@@ -161,6 +161,51 @@ def test_a_transformer_trains_with_the_same_command(corpus: Path, capsys: pytest
     assert "n_embd: 16 cannot be divided" in capsys.readouterr().err
 
 
+def test_a_run_begins_with_the_weights_of_a_model(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe(corpus, training={"schedule": "constant", "steps": 30})
+    assert main([str(path)]) == 0
+    model = corpus / "tales"
+    (corpus / "run" / "model").rename(model)
+    text, weights = "[{path: tales.txt}]", (model / "model.safetensors").read_bytes()
+    data = f"data={{sources: {text}, tokenizer: tales/tokenizer.json, window: 24, held_out: 0.1}}"
+    command = [str(path), data, "run.directory=further", "training.initial=tales", "training.steps=4"]
+    assert main([*command, "training.learning_rate=1e-30", "training.weight_decay=0"]) == 0
+    first = load_model(model)
+    for name, tensor in load_model(corpus / "further" / "model").state_dict().items():
+        assert torch.equal(tensor, first.state_dict()[name]), name
+    assert (model / "model.safetensors").read_bytes() == weights
+    assert float(log_of(corpus / "further")[0]["loss"]) < 0.87 * float(log_of(corpus / "run")[0]["loss"])
+    # From here on the state is what counts.
+    model.rename(corpus / "away")
+    (corpus / "tales").mkdir()
+    (corpus / "tales" / "tokenizer.json").write_bytes((corpus / "away" / "tokenizer.json").read_bytes())
+    assert main([*command, "training.steps=6"]) == 0
+    assert not torch.equal(load_model(corpus / "further" / "model").embedding.weight, first.embedding.weight)
+    assert main([*command, "training.initial=away"]) == 2
+    assert "training.initial is not what the run began with" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.n_embd=8", "model.logit_scale=0.25"], "has n_embd = 16; the recipe n_embd = 8"),
+        (["model={architecture: transformer, n_layer: 1, n_head: 2, n_embd: 16}"], "has architecture = "),
+        (["data.tokenizer=null", "data.vocab_size=300", "data.held_out=0.3"], "has another tokenizer"),
+        (["training.initial=nothing"], "nothing/config.json"),
+    ],
+)
+def test_another_models_weights_are_refused(
+    corpus: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    path = write_recipe(corpus, training={"steps": 1})
+    assert main([str(path)]) == 0
+    capsys.readouterr()
+    own = ["data.vocab_size=null", "data.tokenizer=run/model/tokenizer.json", "training.initial=run/model"]
+    assert main([str(path), "run.directory=further", *own, *overrides]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert message in line
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
