@@ -2,12 +2,13 @@
 
 Reads are computed in blocks of logits that stay in the processor's cache: neither forwards nor backwards is there a
 matrix of all of them in memory. Logits are always of float32 products; under bfloat16 autocast the other products
-round their factors to bfloat16. For processors with AVX-512 and its bfloat16; on others torch is faster.
+round their factors to bfloat16 where the processor multiplies those (AVX-512 with bfloat16), and else, with AVX2, stay
+in float32 too. On other processors torch does it.
 """
 
 from __future__ import annotations
 
-from ctypes import Structure, byref, c_float, c_int, c_int64, c_void_p
+from ctypes import Structure, byref, c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.kernels.cpu_library import kernel_path, library
+from model.kernels.cpu_library import library
 
 
 class _View(Structure):
@@ -162,7 +163,7 @@ def _smoothing(
 
 
 def _is_narrow() -> bool:
-    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+    return narrows() and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
 
 
 def _averaging(decay: Tensor, output: Tensor) -> _Averaging:
@@ -193,16 +194,28 @@ def _rows_in_memory(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@cache
 def is_supported() -> bool:
     """Whether the library was built and this processor is one that it computes for."""
+    return _path() is not None
+
+
+def narrows() -> bool:
+    """Whether this processor has products of bfloat16 to compute with under autocast."""
+    return _path() == b"avx512bf16"
+
+
+@cache
+def _path() -> bytes | None:
+    """The instruction set that the library trains with."""
     lib = library()
-    if lib is None or not hasattr(lib, "mosaic_smooth"):
-        return False
+    if lib is None or not hasattr(lib, "mosaic_training_path"):
+        return None
     for name in ("mosaic_smooth", "mosaic_average", "mosaic_normalise"):
         function = getattr(lib, name)
         function.restype, function.argtypes = c_int, [c_int, c_int, c_void_p]
-    return kernel_path("avx512bf16") is not None
+    lib.mosaic_training_path.restype = c_char_p
+    path: bytes | None = lib.mosaic_training_path()
+    return path
 
 
 def _call(name: str, backward: int, work: Structure) -> None:

@@ -33,11 +33,14 @@ def compare(function: Callable[..., Tensor], arguments: list[Tensor], rtol: floa
     gradient = randn(*expected.shape, seed=9)
     mine_all = [found, *torch.autograd.grad(found, narrow, gradient)]
     theirs_all = [expected, *torch.autograd.grad(expected, wide, gradient.double())]
+    # Gradients that cancel leave the rounding of the sums they are made of.
+    summed = 0.5 * gradient.numel() ** 0.5
     for mine, theirs in zip(mine_all, theirs_all, strict=True):
         assert mine.dtype == torch.float32
         error = (mine.double() - theirs).abs().max().item()
-        # Gradients that cancel leave the rounding of the sums they are made of.
-        assert error <= rtol * max(theirs.abs().max().item(), 0.5 * gradient.numel() ** 0.5), f"off by {error:.3g}"
+        # A decay's gradient sums products of values and slopes, which grow alike where an average hardly fades.
+        terms = max(1, expected.square().mean().item()) if theirs.ndim == 1 else 1
+        assert error <= rtol * max(theirs.abs().max().item(), summed * terms), f"off by {error:.3g}"
 
 
 @settings(max_examples=40, deadline=None)
@@ -64,7 +67,7 @@ def test_logits_of_trained_scales_are_exact(scale: float, rtol: float) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_autocast_narrows_all_products_but_the_logits(causal: bool) -> None:
+def test_autocast_narrows_all_products_but_the_logits_where_there_are_such(causal: bool) -> None:
     # With keys in bfloat16 the weights themselves would be wrong by a fifth.
     queries, keys = (torch.nn.functional.normalize(randn(2, 2, 210, 40, seed=n), dim=-1) for n in (0, 1))
     values, gradient = randn(2, 2, 210, 40, seed=2), randn(2, 2, 210, 40, seed=3)
@@ -77,7 +80,7 @@ def test_autocast_narrows_all_products_but_the_logits(causal: bool) -> None:
         results.append([y.detach(), *torch.autograd.grad(y, (q, k, v), gradient)])
     for narrow, wide in zip(*results, strict=True):
         assert (narrow - wide).abs().max() <= 0.01 * wide.abs().max()
-        assert not torch.equal(narrow, wide)
+        assert torch.equal(narrow, wide) is not training.narrows()
 
 
 def test_a_certain_read_has_no_slope_but_rounding() -> None:

@@ -86,9 +86,9 @@ static void smooth_block(const Smoothing& s, int64_t batch, int64_t head, int64_
       float* const row = logits + r * kPairBlock;
       hide(row, r < rows ? visible(s, first + r, pair) : 0);
       weigh(row, width, outputs + r * width, highest[r], total[r]);
-      if (kNarrow) narrow_all(row, kPairBlock, reinterpret_cast<uint16_t*>(row));
+      if constexpr (kNarrow) narrow_all(row, kPairBlock, reinterpret_cast<uint16_t*>(row));
     }
-    if (kNarrow)
+    if constexpr (kNarrow)
       product<true>(reinterpret_cast<const uint32_t*>(logits), kPairBlock, 1, value_pairs + pair / 2 * width, width,
                     outputs, width, kQueryBlock, width, kPairBlock / 2);
     else
@@ -119,14 +119,16 @@ static void smooth_all(const Smoothing& s, Team& team) {
     turn(keys, width, pairs, keys_across);
     gather(s.value, batch, head, 0, s.pairs, pairs, s.dim, width, values);
     uint32_t* const value_pairs = training_words(kValuePairs, kNarrow ? pairs / 2 * width : 0);
-    if (kNarrow) pair_rows(values, width, pairs, value_pairs);
+    if constexpr (kNarrow) pair_rows(values, width, pairs, value_pairs);
     for (int64_t q = first; q < s.queries && q < first + kPiece; q += kQueryBlock)
       smooth_block<kNarrow>(s, batch, head, q, keys_across, values, value_pairs, width);
   });
 }
 
 void smooth_forward(const Smoothing& s, Team& team) {
-  s.narrow ? smooth_all<true>(s, team) : smooth_all<false>(s, team);
+  if constexpr (kHasNarrowProducts)
+    if (s.narrow) return smooth_all<true>(s, team);
+  smooth_all<false>(s, team);
 }
 
 // One head's pairs in the forms that products read, and the sums of their gradients.
@@ -163,6 +165,11 @@ static void add_gradients(float* weights, float* slopes, const float* log_sum, c
 // The same by products of bfloat16; `queries` and `upstream` are pairs of rows.
 static void add_gradients(float* weights, float* slopes, const float* log_sum, const float* mean,
                           const uint32_t* queries, const uint32_t* upstream, const HeadPairs& head, int64_t pair_index,
+                          int64_t width, float* sums);
+
+#if defined(MOSAIC_BF16_PRODUCT)
+static void add_gradients(float* weights, float* slopes, const float* log_sum, const float* mean,
+                          const uint32_t* queries, const uint32_t* upstream, const HeadPairs& head, int64_t pair_index,
                           int64_t width, float* sums) {
   uint32_t* const slope_rows = training_words(kSlopeRows, kQueryBlock * kPairBlock / 2);
   uint32_t* const weight_pairs = reinterpret_cast<uint32_t*>(weights);
@@ -186,6 +193,7 @@ static void add_gradients(float* weights, float* slopes, const float* log_sum, c
   product<true>(weight_pairs, 1, 2 * kPairBlock, upstream, width, head.value_sums + pair_index * width, width,
                 kPairBlock, width, kQueryBlock / 2);
 }
+#endif
 
 // The gradients that one block of queries gives, added to the sums of its head's keys and values.
 template <bool kNarrow>
@@ -202,7 +210,7 @@ static void smooth_block_backward(const Smoothing& s, int64_t batch, int64_t hea
   gather(s.output_gradient, batch, head, first, rows, kQueryBlock, s.dim, width, upstream);
   gather(s.output, batch, head, first, rows, kQueryBlock, s.dim, width, sums);
   // Before the means: where one weight is all but 1, its slope must be the mean, to the last bit.
-  if (kNarrow) round_all(upstream, kQueryBlock * width);
+  if constexpr (kNarrow) round_all(upstream, kQueryBlock * width);
   for (int64_t r = 0; r < rows; ++r) {
     mean[r] = dot(upstream + r * width, sums + r * width, width);
     log_sum[r] = s.log_sum[(batch * s.heads + head) * s.queries + first + r];
@@ -211,7 +219,7 @@ static void smooth_block_backward(const Smoothing& s, int64_t batch, int64_t hea
   uint32_t* const query_pairs = training_words(kQueryPairs, words);
   uint32_t* const upstream_pairs = training_words(kUpstreamPairs, words);
   uint32_t* const upstream_rows = training_words(kUpstreamRows, words);
-  if (kNarrow) {
+  if constexpr (kNarrow) {
     pair_rows(queries, width, kQueryBlock, query_pairs);
     pair_rows(upstream, width, kQueryBlock, upstream_pairs);
     narrow_all(upstream, kQueryBlock * width, reinterpret_cast<uint16_t*>(upstream_rows));
@@ -222,7 +230,7 @@ static void smooth_block_backward(const Smoothing& s, int64_t batch, int64_t hea
                    kPairBlock, s.dim);
     for (int64_t r = 0; r < kQueryBlock; ++r)
       hide(weights + r * kPairBlock, r < rows ? visible(s, first + r, pair) : 0);
-    if (kNarrow) {
+    if constexpr (kNarrow) {
       product<false>(upstream_rows, width / 2, 1, pairs.value_pairs_across + pair / 2 * width, kPairBlock, slopes,
                      kPairBlock, kQueryBlock, kPairBlock, width / 2);
       add_gradients(weights, slopes, log_sum, mean, query_pairs, upstream_pairs, pairs, pair, width, sums);
@@ -255,7 +263,7 @@ static void smooth_all_backward(const Smoothing& s, Team& team) {
     turn(keys, width, pairs, keys_across);
     gather(s.value, batch, head, 0, s.pairs, pairs, s.dim, width, values);
     turn(values, width, pairs, values_across);
-    if (kNarrow) {
+    if constexpr (kNarrow) {
       pair_rows(keys, width, pairs, key_pairs);
       pair_rows(values_across, kPairBlock, pairs / kPairBlock * width, value_pairs);
     }
@@ -270,7 +278,9 @@ static void smooth_all_backward(const Smoothing& s, Team& team) {
 }
 
 void smooth_backward(const Smoothing& s, Team& team) {
-  s.narrow ? smooth_all_backward<true>(s, team) : smooth_all_backward<false>(s, team);
+  if constexpr (kHasNarrowProducts)
+    if (s.narrow) return smooth_all_backward<true>(s, team);
+  smooth_all_backward<false>(s, team);
 }
 
 }  // namespace MOSAIC_ISA

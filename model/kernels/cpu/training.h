@@ -24,7 +24,7 @@ struct View {
 // y_q = sum_i softmax_i(query_q . key_i) value_i over pairs 0 .. pairs - 1, or 0 .. q if causal.
 struct Smoothing {
   int64_t batches, heads, queries, pairs, dim, causal;
-  int64_t narrow;  // all products but the logits' may round their factors to bfloat16
+  int64_t narrow;  // all products but the logits' may round their factors to bfloat16, where the processor multiplies those
   View query, key, value, output;
   float* log_sum;  // [batch, head, query]: logarithm of the sum of exponentials
   View output_gradient, query_gradient, key_gradient, value_gradient;
@@ -63,14 +63,29 @@ inline uint32_t* training_words(Purpose purpose, int64_t size) {
   return reinterpret_cast<uint32_t*>(training_scratch(purpose, size));
 }
 
-// Compiled for processors that multiply bfloat16 alone: with fewer and shorter registers torch's own forms are faster.
-namespace avx512bf16 {
-void smooth_forward(const Smoothing&, Team&);
-void smooth_backward(const Smoothing&, Team&);
-void average_forward(const Averaging&, Team&);
-void average_backward(const Averaging&, Team&);
-void normalise_forward(const Normalising&, Team&);
-void normalise_backward(const Normalising&, Team&);
-}  // namespace avx512bf16
+// What one instruction set computes; forwards, then backwards.
+struct TrainingKernels {
+  const char* name;
+  void (*smooth[2])(const Smoothing&, Team&);
+  void (*average[2])(const Averaging&, Team&);
+  void (*normalise[2])(const Normalising&, Team&);
+};
+
+#define MOSAIC_TRAINING_KERNELS(isa)                                                                        \
+  namespace isa {                                                                                           \
+  void smooth_forward(const Smoothing&, Team&);                                                             \
+  void smooth_backward(const Smoothing&, Team&);                                                            \
+  void average_forward(const Averaging&, Team&);                                                            \
+  void average_backward(const Averaging&, Team&);                                                           \
+  void normalise_forward(const Normalising&, Team&);                                                        \
+  void normalise_backward(const Normalising&, Team&);                                                       \
+  constexpr TrainingKernels kTrainingKernels = {#isa,                                                       \
+                                                {smooth_forward, smooth_backward},                          \
+                                                {average_forward, average_backward},                        \
+                                                {normalise_forward, normalise_backward}};                   \
+  }
+MOSAIC_TRAINING_KERNELS(avx512bf16)
+MOSAIC_TRAINING_KERNELS(avx2)
+#undef MOSAIC_TRAINING_KERNELS
 
 }  // namespace mosaic

@@ -19,15 +19,25 @@ float* training_scratch(Purpose purpose, int64_t size) {
 
 namespace {
 
-// Runs f with one team for all calls, which take turns; 1 where this processor cannot.
+// Those of the fastest instruction set that this processor has.
+const TrainingKernels* training_kernels() {
+#if defined(__x86_64__)
+  if (mosaic_path("avx512bf16")) return &avx512bf16::kTrainingKernels;
+  if (mosaic_path("avx2")) return &avx2::kTrainingKernels;
+#endif
+  return nullptr;
+}
+
+// Runs f with the kernels and one team for all calls, which take turns; 1 where this processor has none.
 template <typename F>
 int with_team(int num_threads, F f) {
   static std::mutex turn;
   static std::unique_ptr<Team> team;
-  if (!mosaic_path("avx512bf16")) return 1;
+  static const TrainingKernels* const kernels = training_kernels();
+  if (!kernels) return 1;
   const std::lock_guard<std::mutex> lock(turn);
   if (!team || team->size() != num_threads) team = std::make_unique<Team>(num_threads);
-  f(*team);
+  f(*kernels, *team);
   return 0;
 }
 
@@ -36,27 +46,26 @@ int with_team(int num_threads, F f) {
 
 using namespace mosaic;
 
-// 0, or 1 where this processor has no training kernels.
 extern "C" {
 
-#if defined(__x86_64__)
+// The instruction set that training is computed with; null where this processor has no training kernels.
+const char* mosaic_training_path() {
+  const TrainingKernels* const kernels = training_kernels();
+  return kernels ? kernels->name : nullptr;
+}
+
+// 0, or 1 where there are none.
+
 int mosaic_smooth(int num_threads, int backward, const Smoothing* s) {
-  return with_team(num_threads, [&](Team& team) {
-    backward ? avx512bf16::smooth_backward(*s, team) : avx512bf16::smooth_forward(*s, team);
-  });
+  return with_team(num_threads, [&](const TrainingKernels& k, Team& team) { k.smooth[backward](*s, team); });
 }
 
 int mosaic_average(int num_threads, int backward, const Averaging* a) {
-  return with_team(num_threads, [&](Team& team) {
-    backward ? avx512bf16::average_backward(*a, team) : avx512bf16::average_forward(*a, team);
-  });
+  return with_team(num_threads, [&](const TrainingKernels& k, Team& team) { k.average[backward](*a, team); });
 }
 
 int mosaic_normalise(int num_threads, int backward, const Normalising* n) {
-  return with_team(num_threads, [&](Team& team) {
-    backward ? avx512bf16::normalise_backward(*n, team) : avx512bf16::normalise_forward(*n, team);
-  });
+  return with_team(num_threads, [&](const TrainingKernels& k, Team& team) { k.normalise[backward](*n, team); });
 }
-#endif
 
 }  // extern "C"

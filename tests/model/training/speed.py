@@ -1,7 +1,7 @@
 """Training speed against plain torch: python -m tests.model.training.speed [--layers 6 --width 384 --pmem 896 ...]
 
-Forwards and backwards of one micro-batch under bfloat16 autocast, the forms one after another in rounds, on one thread;
-tokens per second of processor time, so that a busy machine disturbs it little.
+Forwards and backwards of one micro-batch under bfloat16 autocast, or with --float32 without it, the forms one after
+another in rounds, on one thread; tokens per second of processor time, so that a busy machine disturbs it little.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name, default in (("layers", 6), ("heads", 8), ("width", 384), ("pmem", 896), ("window", 512), ("rounds", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--float32", action="store_true", help="no bfloat16 anywhere, as processors without it need")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -40,10 +41,12 @@ def main() -> None:
         "model, plain torch": (model, False),
         "model, kernels": (model, True),
     }
+    if options.float32:
+        del forms["plain torch, all in bfloat16"]
     best = dict.fromkeys(forms, float("inf"))
     for _ in range(options.rounds):
         for name, (forward, has_kernels) in forms.items():
-            is_narrow = "float32" not in name
+            is_narrow = not options.float32 and "float32" not in name
             best[name] = min(best[name], _time(model, forward, token_ids, has_kernels, is_narrow))
     for name, seconds in best.items():
         print(f"{name:32}{4 * options.window / seconds:8.0f} tokens/s")
