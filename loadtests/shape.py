@@ -47,12 +47,12 @@ class Shape:
 
     def tessera(self, width: str, *options: str, max_num_seqs: int, max_model_len: int = MAX_MODEL_LEN) -> str:
         """A command with `{port}` in it that serves the model in one process."""
-        quantization = ("--quantization", "int8") if width == "int8" else ()
+        weights = ("--quantization", "int8") if width == "int8" else ("--dtype", width)
         return " ".join(
             [
                 *(sys.executable, "-m", "service", "serve", "--local", "--model", str(self.model), "--port", "{port}"),
                 *("--max-num-seqs", str(max_num_seqs), "--max-model-len", str(max_model_len)),
-                *quantization,
+                *weights,
                 *options,
             ]
         )

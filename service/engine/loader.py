@@ -13,7 +13,7 @@ from model.cache import LOOK_AHEAD, MemoryCache
 from model.checkpoint import load_model
 from model.config import MosaicV2Config, NetworkConfig
 from model.fingerprint import require_fingerprint, tokenizer_digest
-from model.kernels.choice import choose_path, make_kernel, multiplies_bfloat16
+from model.kernels.choice import choose_path, is_fast_in_bfloat16, make_kernel
 from model.kernels.kernel import TorchKernel
 from model.tokenizer import TOKENIZER_FILE, Tokenizer
 from service.config import EngineConfig
@@ -162,13 +162,13 @@ def kernel_path_of(config: EngineConfig, model: NetworkConfig) -> str:
 def resolve_dtypes(config: EngineConfig) -> tuple[torch.dtype, torch.dtype]:
     """The types of weights and of stored pairs.
 
-    "auto" weights are bfloat16 where bfloat16 products are fast (GPUs, newer CPUs) and float32 elsewhere. "auto" pairs
+    "auto" weights are bfloat16 where that is fast (GPUs, CPUs with AVX2) and float32 elsewhere. "auto" pairs
     are float32 beside float32 weights and float16 otherwise: stored keys and values have unit norm, where float16 is
     eight times finer than bfloat16, and the kernel's sharpness (a logit scale of 100 and more) turns key rounding into
     logit error. Weights that are quantised are loaded as float32.
     """
     is_quantised = config.quantization != "none"
-    is_fast = not is_quantised and multiplies_bfloat16(config.device, config.kernel)
+    is_fast = not is_quantised and is_fast_in_bfloat16(config.device, config.kernel)
     name = config.dtype if config.dtype != "auto" else ("bfloat16" if is_fast else "float32")
     dtype: torch.dtype = getattr(torch, name)
     if config.memory_dtype != "auto":

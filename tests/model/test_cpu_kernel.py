@@ -16,7 +16,7 @@ from torch import Tensor
 from model.cache import MemoryBatch, MemoryCache
 from model.config import MosaicConfig
 from model.kernels import cpu_library
-from model.kernels.choice import choose_path
+from model.kernels.choice import choose_path, is_fast_in_bfloat16
 from model.kernels.cpu_kernel import CpuKernel
 from model.kernels.cpu_library import kernel_path
 from model.kernels.kernel import Kernel, TorchKernel
@@ -276,3 +276,10 @@ def test_the_choice_falls_back_with_a_reason(caplog: pytest.LogCaptureFixture) -
     for wrong in ({"wanted": "fast"}, {"quantization": "int3"}):
         with pytest.raises(ValueError, match="expected one of"):
             choose(**wrong)
+
+
+def test_bfloat16_is_for_paths_that_lose_no_time_by_it() -> None:
+    fast = {path: is_fast_in_bfloat16("cpu", path) for path in ("torch", *PATHS)}
+    assert fast == {"torch": False, **{path: path != "generic" for path in PATHS}}
+    assert is_fast_in_bfloat16("cpu") is (PATHS[0] != "generic")
+    assert is_fast_in_bfloat16("cuda")
