@@ -35,19 +35,21 @@ So block m is complete, and the state worth a snapshot, after (m + 1) * block_si
 
 
 def pooled_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str | torch.device) -> Tensor:
-    """Zeros of `shape`. On a CPU the memory is taken page by page when first written, in huge pages where there are.
+    """Zeros of `shape`. On a CPU in huge pages where the system has them, and taken from it at once.
 
-    Reading at random from pages of 4 KiB costs half of the bandwidth.
+    Reading at random from pages of 4 KiB costs half of the bandwidth. A page that is first taken when it is written to
+    is cleared while a request waits, and may be missing in the middle of serving.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or num_bytes == 0:
         return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, num_bytes)
+    # Private: systems that give huge pages on request often give none to shared memory.
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Some kernels are built without huge pages.
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+    return torch.frombuffer(memory, dtype=dtype).view(shape).zero_()
 
 
 class MemoryCache:

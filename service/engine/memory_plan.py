@@ -50,7 +50,7 @@ def plan_memory(
     available = available_bytes(config.device)
     budget = config.memory_bytes or int(available * _DEFAULT_SHARE)
     if budget > available:
-        # Memory is handed out lazily: without this the process would be killed later, in the middle of serving.
+        # The system promises more memory than it has, and would kill the process while it takes it.
         raise MemoryError(f"the memory cache is to take {_size(budget)}, but {_size(available)} are available")
     num_blocks = (budget - fixed_bytes) // block_bytes
     if config.memory_bytes is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from model.cache import MemoryBatch, MemoryCache, SimpleMemory
+from model.cache import MemoryBatch, MemoryCache, SimpleMemory, pooled_zeros
 from tests.model.mosaics import random_model, small_config
 
 
@@ -109,3 +111,14 @@ def test_keys_stored_by_dimension_are_not_misread() -> None:
     memory = SimpleMemory(small_config(), 1, 9, keys_by_dimension=True)
     with pytest.raises(ValueError, match="by dimension"):
         random_model(small_config(), dtype=torch.float32)(torch.tensor([1, 2]), memory.extend([2]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells by Linux's /proc what memory is there")
+def test_all_memory_is_taken_before_it_is_needed() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before, size = resident_bytes(), 64 << 20
+    pool = pooled_zeros((size,), torch.uint8, "cpu")
+    assert resident_bytes() - before >= size
+    assert not pool.any()
