@@ -141,33 +141,27 @@ static void read_single_queries(Pairs pairs, int count, const float* queries, in
   }
 }
 
-// One row for each token, in it one head after the other.
-struct HeadRows {
-  float* data;
-  int64_t stride;
-};
-
 // Reads the memories of `count` heads from `pairs` on with every token's queries; the first token sees `visible` pairs,
-// each later one another, or the last `window` of them. Multiplies what was read by `scales` [count].
+// each later one another, or the last `window` of them. Multiplies what was read by `scales` [count]. Rows are of a token,
+// in them one head after the other.
 template <Type T>
-static void read_pairs(const Pairs& pairs, int count, const HeadRows& queries, int tokens, int64_t visible,
-                       int64_t window, Private& p, const float* scales, const HeadRows& out) {
+static void read_pairs(const Pairs& pairs, int count, const FloatRows& queries, int tokens, int64_t visible,
+                       int64_t window, Private& p, const float* scales, const FloatRows& out) {
   const int dim = pairs.dim;
   if (tokens == 1) {
     read_single_queries<T>(pairs, count, queries.data, visible, window, p, out.data);
   } else {
     Pairs one = pairs;
     for (int h = 0; h < count; ++h, ++one.head)
-      read_all<T>(one, queries.data + h * dim, queries.stride, visible, window, tokens, p.pair_logits, p.pair_stride,
-                  out.data + h * dim, out.stride);
+      read_all<T>(one, queries.from(0, h * dim), tokens, visible, window, p, out.from(0, h * dim));
   }
   for (int t = 0; t < tokens; ++t)
     for (int h = 0; h < count; ++h)
       for (int d = 0; d < dim; ++d) out.data[t * out.stride + h * dim + d] *= scales[h];
 }
 
-static void read_pairs(const Pairs& pairs, int count, const HeadRows& queries, int tokens, int64_t visible,
-                       int64_t window, Private& p, const float* scales, const HeadRows& out) {
+static void read_pairs(const Pairs& pairs, int count, const FloatRows& queries, int tokens, int64_t visible,
+                       int64_t window, Private& p, const float* scales, const FloatRows& out) {
   const Type type = pairs.cache->type;
   const auto read = type == kFloat32   ? read_pairs<kFloat32>
                     : type == kFloat16 ? read_pairs<kFloat16>

@@ -11,6 +11,7 @@
 #include "bytes.inl"
 #include "tile.inl"
 #include "memory.inl"
+#include "queries.inl"
 #include "heads.inl"
 #include "operand.inl"
 #include "persistent.inl"

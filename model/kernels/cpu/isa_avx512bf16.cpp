@@ -12,6 +12,7 @@
 #include "bytes.inl"
 #include "tile.inl"
 #include "memory.inl"
+#include "queries.inl"
 #include "heads.inl"
 #include "operand.inl"
 #include "persistent_rounded.inl"

@@ -62,6 +62,16 @@ struct Pairs {
     return ((layer_block + blocks[block]) * n_head + head) * dim * cache->block_size;
   }
 
+  // Fetches what `append` will write to: a key's numbers lie a line apart, in a block that may be anywhere.
+  void expect(int64_t pair) const {
+    const int bytes = cache->type == kFloat32 ? 4 : 2;
+    const int64_t base = offset(pair / cache->block_size), slot = pair % cache->block_size;
+    const char* key = (const char*)cache->keys + (base + slot) * bytes;
+    for (int d = 0; d < dim; ++d) __builtin_prefetch(key + (int64_t)d * cache->block_size * bytes, 1);
+    const char* value = (const char*)cache->values + (base + slot * dim) * bytes;
+    for (int at = 0; at < dim * bytes; at += 64) __builtin_prefetch(value + at, 1);
+  }
+
   void append(int64_t pair, const float* key, const float* value) const {
     const int64_t base = offset(pair / cache->block_size), slot = pair % cache->block_size;
     if (cache->type == kFloat32) {
@@ -82,54 +92,6 @@ struct Pairs {
   }
 };
 
-// A logit is four partial sums, each over every fourth dimension. How many of them are made side by side, for a number of
-// queries: as many as there are registers for.
-#if defined(MOSAIC_AVX512)
-constexpr int partials(int) { return 4; }
-#else
-constexpr int partials(int queries) { return queries == 1 ? 4 : 1; }
-#endif
-
-// P partial sums from the `first` on, of Q queries against the vector of pairs whose first dimension lies at `base`.
-template <Type T, int Q, int P>
-MOSAIC_INLINE void partial_logits(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t base,
-                                  int first, f32x16 (&acc)[Q][P]) {
-  const int size = pairs.cache->block_size, dim = pairs.dim, whole = dim / 4 * 4;
-  for (int d = first; d < whole; d += 4) {
-    for (int i = 0; i < P; ++i) {
-      const f32x16 k = load_as<T>(pairs.cache->keys, base + (int64_t)(d + i) * size);
-      for (int q = 0; q < Q; ++q) acc[q][i] = added(acc[q][i], splat(queries[q * query_stride + d + i]), k);
-    }
-  }
-  for (int d = whole; d < dim && first == 0; ++d) {
-    const f32x16 k = load_as<T>(pairs.cache->keys, base + (int64_t)d * size);
-    for (int q = 0; q < Q; ++q) acc[q][0] = added(acc[q][0], splat(queries[q * query_stride + d]), k);
-  }
-}
-
-// Logits of Q queries against all `num_blocks` blocks, [Q][stride]: the same sums, whatever Q is.
-template <Type T, int Q>
-MOSAIC_INLINE void all_logits(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t num_blocks,
-                              float* logits, int64_t stride) {
-  constexpr int P = partials(Q);
-  const int size = pairs.cache->block_size;
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    const int64_t base = pairs.offset(block);
-    for (int s = 0; s < size; s += kLanes) {
-      f32x16 half[2][Q];
-      for (int first = 0; first < 4; first += P) {
-        f32x16 acc[Q][P] = {};
-        partial_logits<T, Q, P>(pairs, queries, query_stride, base + s, first, acc);
-        for (int i = 0; i < P; ++i) {
-          f32x16(&sums)[Q] = half[(first + i) / 2];
-          for (int q = 0; q < Q; ++q) sums[q] = (first + i) % 2 ? sums[q] + acc[q][i] : acc[q][i];
-        }
-      }
-      for (int q = 0; q < Q; ++q) store(logits + q * stride + block * size + s, half[0][q] + half[1][q]);
-    }
-  }
-}
-
 // Turns the logits from `hidden` to `visible` of a row into exponentials against their maximum and the others, up to
 // `padded`, into zeros. Returns the sum, taken lane by lane over absolute positions.
 MOSAIC_INLINE float exponentials(float* logits, int64_t hidden, int64_t visible, int64_t padded) {
@@ -145,36 +107,6 @@ MOSAIC_INLINE float exponentials(float* logits, int64_t hidden, int64_t visible,
     store(logits + i, p);
   }
   return sum(mass);
-}
-
-// Sum over all pairs of weight * value for V vectors of dimensions from d on, even and odd pairs apart: side by side, or
-// one after the other where registers are few.
-template <Type T, int Q, int V>
-MOSAIC_INLINE void weighted_values(const Pairs& pairs, const float* weights, int64_t stride, int64_t num_blocks, int d,
-                                   const float* inverse, float* out, int64_t out_stride) {
-  const int size = pairs.cache->block_size, dim = pairs.dim;
-  constexpr int kSides = partials(Q) == 4 ? 2 : 1;
-  f32x16 sums[Q][V];
-  for (int first = 0; first < 2; first += kSides) {
-    f32x16 acc[Q][V][kSides] = {};
-    for (int64_t block = 0; block < num_blocks; ++block) {
-      const int64_t base = pairs.offset(block) + d;
-      const float* w = weights + block * size;
-      for (int s = first; s < size; s += 2) {
-        for (int i = 0; i < kSides; ++i) {
-          for (int v = 0; v < V; ++v) {
-            const f32x16 value = load_as<T>(pairs.cache->values, base + (int64_t)(s + i) * dim + v * kLanes);
-            for (int q = 0; q < Q; ++q) acc[q][v][i] = added(acc[q][v][i], splat(w[q * stride + s + i]), value);
-          }
-        }
-      }
-    }
-    for (int q = 0; q < Q; ++q)
-      for (int v = 0; v < V; ++v)
-        for (int i = 0; i < kSides; ++i) sums[q][v] = first + i ? sums[q][v] + acc[q][v][i] : acc[q][v][i];
-  }
-  for (int q = 0; q < Q; ++q)
-    for (int v = 0; v < V; ++v) store(out + q * out_stride + d + v * kLanes, sums[q][v] * inverse[q]);
 }
 
 // The dimensions that do not fill a vector.
@@ -193,50 +125,6 @@ MOSAIC_INLINE void weighted_tail(const Pairs& pairs, const float* weights, int64
       out[q * out_stride + d] = y * inverse[q];
     }
   }
-}
-
-// Reads Q consecutive queries of one head; query q sees the first `visible + q` pairs, or the last `window` of them.
-// Every sum runs over absolute positions of pairs from the first on, where blocks before all windows only add zeros, so
-// it depends neither on how the queries arrived nor on what else is read. `logits` is room for [Q][stride] numbers.
-template <Type T, int Q>
-static void read_queries(Pairs pairs, const float* queries, int64_t query_stride, int64_t visible, int64_t window,
-                         float* logits, int64_t stride, float* out, int64_t out_stride) {
-  const int size = pairs.cache->block_size, dim = pairs.dim;
-  const int64_t skipped = visible > window ? (visible - window) / size : 0;
-  pairs.blocks += skipped;
-  visible -= skipped * size;
-  const int64_t num_blocks = (visible + Q - 1 + size - 1) / size;
-  all_logits<T, Q>(pairs, queries, query_stride, num_blocks, logits, stride);
-  float inverse[Q];
-  for (int q = 0; q < Q; ++q) {
-    const int64_t seen = visible + q;
-    if (seen > 0) {
-      const int64_t hidden = seen > window ? seen - window : 0;
-      inverse[q] = 1.0f / exponentials(logits + q * stride, hidden, seen, num_blocks * size);
-    } else {
-      inverse[q] = 0.0f;
-      for (int64_t i = 0; i < num_blocks * size; ++i) logits[q * stride + i] = 0.0f;
-    }
-  }
-  int d = 0;
-  for (; partials(Q) == 4 && d + 2 * kLanes <= dim; d += 2 * kLanes)
-    weighted_values<T, Q, 2>(pairs, logits, stride, num_blocks, d, inverse, out, out_stride);
-  for (; d + kLanes <= dim; d += kLanes)
-    weighted_values<T, Q, 1>(pairs, logits, stride, num_blocks, d, inverse, out, out_stride);
-  weighted_tail<T, Q>(pairs, logits, stride, num_blocks, d, inverse, out, out_stride);
-}
-
-// The same for any number of queries.
-template <Type T>
-static void read_all(const Pairs& pairs, const float* queries, int64_t query_stride, int64_t visible, int64_t window,
-                     int count, float* logits, int64_t stride, float* out, int64_t out_stride) {
-  int q = 0;
-  for (; q + kReadQueries <= count; q += kReadQueries)
-    read_queries<T, kReadQueries>(pairs, queries + q * query_stride, query_stride, visible + q, window, logits,
-                                  stride, out + q * out_stride, out_stride);
-  for (; q < count; ++q)
-    read_queries<T, 1>(pairs, queries + q * query_stride, query_stride, visible + q, window, logits, stride,
-                       out + q * out_stride, out_stride);
 }
 
 }  // namespace MOSAIC_ISA

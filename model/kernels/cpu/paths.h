@@ -11,9 +11,9 @@
 
 namespace mosaic {
 
-constexpr int kReadQueries = 4;     // queries that read the contextual memory together
+constexpr int kReadQueries = 32;    // queries, at most, that read a head of the contextual memory together
 constexpr int kMaxHeads = 64;       // heads whose single queries read it together
-constexpr int64_t kMaxLogits = 65536;  // of those heads in all
+constexpr int64_t kMaxLogits = 65536;  // of those queries in all
 constexpr int64_t kReadChunk = 64;  // rows, at most, that read a head of the persistent memory together
 
 // Pairs of the persistent memory whose softmax is taken together; quantised weights are relative to the largest of them.

@@ -109,8 +109,9 @@ struct Softmax {
 
 // What one thread needs to read memories.
 struct Private {
-  Buffer<float> pair_logits;  // [kReadQueries, or heads read together, pair_stride]
-  Buffer<float> pair_sums;    // [heads, 2 * head_dim]
+  Buffer<float> pair_logits;  // [queries, or heads, read together, pair_stride]
+  Buffer<float> pair_sums;    // [the same, 2 * head_dim]
+  Buffer<float> pair_block;   // [head_dim, block_size] or [block_size, head_dim]
   int64_t pair_stride = 0;
   RowsBuffer weights_buffer;
   Rows weights;        // [read_chunk, block] of a persistent memory: logits, then their weights
@@ -146,8 +147,10 @@ struct Scratch {
       most_pairs = std::max(most_pairs, static_cast<int64_t>(step.num_computed[s]) + step.num_new[s]);
     for (auto& p : privates) {
       p.pair_stride = (most_pairs / cache.block_size + 1) * cache.block_size;
-      p.pair_logits.reserve(std::max(read_queries * p.pair_stride, std::min(m.n_head * p.pair_stride, most_logits)));
-      p.pair_sums.reserve(2 * m.n_head * m.head_dim);
+      const int64_t together = std::max<int64_t>(read_queries, m.n_head);
+      p.pair_logits.reserve(std::max(4 * p.pair_stride, std::min(together * p.pair_stride, most_logits)));
+      p.pair_sums.reserve(2 * together * m.head_dim);
+      p.pair_block.reserve(static_cast<int64_t>(m.head_dim) * cache.block_size);
       p.weights = p.weights_buffer.reserve(read_chunk, read_block + 32, 1);
       p.read.reserve(read_chunk * ((m.head_dim + 63) / 64 * 64));
       p.softmaxes.reserve(read_chunk);

@@ -74,6 +74,16 @@ MOSAIC_INLINE Pairs pairs_of(const Walk& w, int l, int64_t seq, int head) {
   return {&c, blocks, l * c.num_blocks, head, w.model.n_head, w.model.head_dim};
 }
 
+// How many tokens ahead a head's part of their rows is fetched: it lies rows apart, and another core may have written it.
+constexpr int kTokensAhead = 4;
+
+// Fetches what appending the pair of a token will touch: `count` vectors of its row, `n` numbers apart, and a new block.
+MOSAIC_INLINE void expect_pair(const Pairs& pairs, int64_t pair, const float* row, int n, int count) {
+  for (int i = 0; i < count; ++i)
+    for (int d = 0; d < pairs.dim; d += kLanes) __builtin_prefetch(row + i * n + d);
+  if (pair % pairs.cache->block_size == 0) pairs.expect(pair);
+}
+
 // Appends the pairs that a sequence's new tokens complete in one head, and leaves their queries in place of their keys.
 static void append_pairs(const Walk& w, const Layer& layer, int l, int64_t seq, int head) {
   const Model& m = w.model;
@@ -92,6 +102,9 @@ static void append_pairs(const Walk& w, const Layer& layer, int l, int64_t seq, 
     const float* own = row + m.n_embd;
     const float* earlier = layer.mix ? own : row + 2 * m.n_embd;
     const float mix = layer.mix ? layer.mix[head] : 1.0f, rest = layer.mix ? 1.0f - mix : 1.0f;
+    if (t + kTokensAhead < w.step.num_new[seq])
+      expect_pair(pairs, computed + t - 1 + kTokensAhead, row + kTokensAhead * w.scratch.projected_stride, m.n_embd,
+                  layer.mix ? 2 : 3);
     if (computed + t > 0) {
       for (int d = 0; d < dim; ++d) value[d] = pending[d] + rest * earlier[d];
       unit(value, value, dim, m.norm_eps);
@@ -111,9 +124,12 @@ static void contextual_heads(const Walk& w, const Layer& layer, int l, int64_t s
   const Rows& inputs = w.scratch.inputs;
   const int64_t computed = w.step.num_computed[seq], row0 = w.scratch.first_row[seq];
   const int64_t stride = w.scratch.projected_stride;
-  for (int head = first; head < first + count; ++head) append_pairs(w, layer, l, seq, head);
-  const HeadRows queries = {w.scratch.projected + row0 * stride + first * dim, stride};
-  const HeadRows out = {inputs.wide + row0 * inputs.stride + first * dim, inputs.stride};
+  for (int head = first; head < first + count; ++head) {
+    if (head + 1 < first + count && computed > 0) pairs_of(w, l, seq, head + 1).expect(computed - 1);
+    append_pairs(w, layer, l, seq, head);
+  }
+  const FloatRows queries = {w.scratch.projected + row0 * stride + first * dim, stride};
+  const FloatRows out = {inputs.wide + row0 * inputs.stride + first * dim, inputs.stride};
   read_pairs(pairs_of(w, l, seq, first), count, queries, tokens, computed, kAll, w.scratch.mine(w.team),
              layer.value_scale + first, out);
 }
@@ -162,6 +178,8 @@ static void persistent_queries(const Walk& w, const Layer& layer, int l) {
     for (int t = 0; t < w.step.num_new[seq]; ++t) {
       const int64_t row = s.first_row[seq] + t;
       const float* x = s.projected + row * s.projected_stride + head * dim;
+      for (int d = 0; d < dim && t + kTokensAhead < w.step.num_new[seq]; d += kLanes)
+        __builtin_prefetch(x + kTokensAhead * s.projected_stride + d);
       advance(average, x, layer.persistent_decay[head], key, dim, m.norm_eps);
       keep(w, l, row, 1, head, average);
       for (int d = 0; d < dim; ++d) key[d] *= sharpness;

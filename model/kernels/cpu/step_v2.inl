@@ -96,8 +96,8 @@ static void gated_heads(const Walk& w, const Layer& layer, int l, int64_t seq, i
   const int64_t row0 = w.scratch.first_row[seq], stride = w.scratch.projected_stride;
   for (int head = first; head < first + count; ++head) append_gated(w, layer, l, seq, memory, head);
   const View view = view_of(w.model, memory);
-  const HeadRows queries = {w.scratch.projected + row0 * stride + 2 * memory * n + first * dim, stride};
-  const HeadRows out = {inputs.wide + row0 * inputs.stride + memory * n + first * dim, inputs.stride};
+  const FloatRows queries = {w.scratch.projected + row0 * stride + 2 * memory * n + first * dim, stride};
+  const FloatRows out = {inputs.wide + row0 * inputs.stride + memory * n + first * dim, inputs.stride};
   read_pairs(pairs_of(w, l, seq, memory, first), count, queries, w.step.num_new[seq],
              w.step.num_computed[seq] - view.delay + 1, view.window, w.scratch.mine(w.team),
              layer.value_scale + memory * w.model.n_head + first, out);
