@@ -3,7 +3,8 @@
 namespace mosaic {
 namespace MOSAIC_ISA {
 
-constexpr int64_t kRowChunk = 96;  // rows of a large product that one piece covers
+constexpr int64_t kRowChunk = 96;  // rows of a large product, at most, that go through a tile together
+constexpr int64_t kTurns = 3;      // pieces a thread, at least, that keep all busy to the end
 
 struct Walk {
   const Model& model;

@@ -84,34 +84,42 @@ static void read_bank(const Model& m, const Matrix& keys, const Matrix& values, 
   }
 }
 
-// Phase: reads the persistent memory, some rows of one head a piece.
-static void persistent_read(const Walk& w, const Layer& layer) {
+// What rows [begin, end) read in one head, brought to the inputs of the next product. `next` is the head read after it.
+static void persistent_rows(const Walk& w, const Layer& layer, int head, int64_t begin, int64_t end, int next) {
   const Model& m = w.model;
   Scratch& s = w.scratch;
   const int dim = m.head_dim;
-  const int64_t rows = w.step.num_tokens, chunks = (rows + kReadChunk - 1) / kReadChunk;
-  w.team.share(m.n_head * chunks, [&](int64_t piece) {
-    const int head = (int)(piece / chunks);
-    const int64_t begin = piece % chunks * rows / chunks;
-    const int64_t count = (piece % chunks + 1) * rows / chunks - begin;
-    Private& p = s.mine(w.team);
-    const Operand asked =
-        operand(m, s.queries, begin * s.queries.stride + head * s.query_dim, begin * m.n_head + head);
-    float* out = s.inputs.wide + begin * s.inputs.stride + head * dim;
-    for (int bank = 0; bank < m.pmem_count; ++bank) {
-      const Matrix* keys = layer.persistent_keys + bank * m.n_head + head;
-      const Matrix& values = layer.persistent_values[bank * m.n_head + head];
-      const int64_t later = (piece + w.team.size()) / chunks;  // the head that this thread will most likely read next
-      const char* next = later != head && later < m.n_head ? (const char*)keys[later - head].packed : nullptr;
-      read_bank(m, *keys, values, asked, count, p, next);
-      const int64_t width = values.padded_rows();
-      for (int64_t r = 0; r < count; ++r) {
-        const float factor = layer.persistent_scale[head] / (p.softmaxes[r].mass * m.pmem_count);
-        for (int d = 0; d < dim; ++d) {
-          const float y = p.read[r * width + d] * factor;
-          out[r * s.inputs.stride + d] = bank == 0 ? y : out[r * s.inputs.stride + d] + y;
-        }
+  Private& p = s.mine(w.team);
+  const Operand asked = operand(m, s.queries, begin * s.queries.stride + head * s.query_dim, begin * m.n_head + head);
+  float* out = s.inputs.wide + begin * s.inputs.stride + head * dim;
+  for (int bank = 0; bank < m.pmem_count; ++bank) {
+    const Matrix* keys = layer.persistent_keys + bank * m.n_head;
+    const Matrix& values = layer.persistent_values[bank * m.n_head + head];
+    const char* ahead = next != head && next < m.n_head ? (const char*)keys[next].packed : nullptr;
+    read_bank(m, keys[head], values, asked, end - begin, p, ahead);
+    const int64_t width = values.padded_rows();
+    for (int64_t r = 0; r < end - begin; ++r) {
+      const float factor = layer.persistent_scale[head] / (p.softmaxes[r].mass * m.pmem_count);
+      for (int d = 0; d < dim; ++d) {
+        const float y = p.read[r * width + d] * factor;
+        out[r * s.inputs.stride + d] = bank == 0 ? y : out[r * s.inputs.stride + d] + y;
       }
+    }
+  }
+}
+
+// Phase: reads the persistent memory. A head is one piece with all rows, some after the other, so that one thread alone has
+// to have its pairs, unless there are too few heads to go round.
+static void persistent_read(const Walk& w, const Layer& layer) {
+  const int64_t rows = w.step.num_tokens, chunks = (rows + kReadChunk - 1) / kReadChunk;
+  const int n_head = w.model.n_head, size = w.team.size();
+  const int64_t apart = n_head < kTurns * size ? chunks : 1, together = chunks / apart;
+  w.team.share(n_head * apart, [&](int64_t piece) {
+    const int head = (int)(piece / apart);
+    for (int64_t i = piece % apart * together, end = i + together; i < end; ++i) {
+      // The head that this thread will most likely read next.
+      const int next = i + 1 < end ? head : (int)((piece + size) / apart);
+      persistent_rows(w, layer, head, i * rows / chunks, (i + 1) * rows / chunks, next);
     }
   });
 }
