@@ -112,13 +112,13 @@ static void persistent_rows(const Walk& w, const Layer& layer, int head, int64_t
 // to have its pairs, unless there are too few heads to go round.
 static void persistent_read(const Walk& w, const Layer& layer) {
   const int64_t rows = w.step.num_tokens, chunks = (rows + kReadChunk - 1) / kReadChunk;
-  const int n_head = w.model.n_head, size = w.team.size();
-  const int64_t apart = n_head < kTurns * size ? chunks : 1, together = chunks / apart;
+  const int n_head = w.model.n_head;
+  const int64_t apart = n_head < kTurns * w.team.size() ? chunks : 1, together = chunks / apart;
   w.team.share(n_head * apart, [&](int64_t piece) {
     const int head = (int)(piece / apart);
     for (int64_t i = piece % apart * together, end = i + together; i < end; ++i) {
       // The head that this thread will most likely read next.
-      const int next = i + 1 < end ? head : (int)((piece + size) / apart);
+      const int next = i + 1 < end ? head : (int)((piece + 1) / apart);
       persistent_rows(w, layer, head, i * rows / chunks, (i + 1) * rows / chunks, next);
     }
   });

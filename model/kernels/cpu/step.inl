@@ -48,7 +48,7 @@ static void product(const Walk& w, const Matrix& matrix, int64_t count, const Ou
   const int64_t apart = matrix.tiles() < kTurns * w.team.size() ? chunks : 1, together = chunks / apart;
   const Operand x = operand(w.model, w.scratch.inputs);
   w.team.share(matrix.tiles() * apart, [&](int64_t piece) {
-    const int tile = (int)(piece / apart), later = tile + w.team.size();
+    const int tile = (int)(piece / apart), later = tile + 1;
     for (int64_t i = piece % apart * together, end = i + together; i < end; ++i) {
       // The tile that this thread will most likely take next.
       const char* next = apart == 1 && i + 1 == end && later < matrix.tiles() ? whole(matrix, later).packed() : nullptr;

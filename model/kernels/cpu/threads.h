@@ -11,9 +11,12 @@ namespace mosaic {
 // The caller's thread leads: it names each phase, works on it like the others, and goes on as soon as every piece is
 // done. Helpers that the system keeps from running are not waited for unless they hold a piece, so a busy machine slows
 // the team down by what it takes and no more. Which thread does a piece never changes what the piece computes.
+//
+// Every thread begins with a range of its own, the same in each phase as far as it can be, and then takes from the others'
+// what is left: it finds in its cache what it wrote in the phase before, and seldom meets others at a counter.
 class Team {
  public:
-  explicit Team(int size) : size_(size) {
+  explicit Team(int size) : size_(size), ranges_(size < kMaxRanges ? size : kMaxRanges) {
     for (int i = 1; i < size; ++i) {
       helpers_.emplace_back([this, i] {
         index_ = i;
@@ -77,37 +80,51 @@ class Team {
     }
   };
 
-  // A ticket: which phase, how many pieces it has, which is next. In one word, so that whoever takes a number learns
-  // from the same word whether it is worth anything; only then may the phase's call and context be looked at.
+  // What is left of a range: which phase, where it ends, which piece is next. In one word, so that whoever takes a number
+  // learns from the same word whether it is worth anything; only then may the phase's call and context be looked at.
+  struct alignas(64) Range {
+    std::atomic<uint64_t> left{0};
+  };
+
   static constexpr int kBits = 20;
   static constexpr int64_t kMaxPieces = (int64_t{1} << kBits) - 4096;  // each thread may overshoot by one
   static constexpr uint64_t kMask = (uint64_t{1} << kBits) - 1;
+  static constexpr int kMaxRanges = 8;  // who has done all of one looks into every other
   static constexpr int kSpins = 2000;
 
   void run(int64_t pieces, Call call, const void* context) {
     call_ = call;
     context_ = context;
     done_.store(0, std::memory_order_relaxed);
-    ticket_.store(++phase_ << (2 * kBits) | static_cast<uint64_t>(pieces) << kBits, std::memory_order_release);
-    begin();  // whoever fell asleep over a long last piece of the phase before is wanted again
-    while (work_once()) {
+    ++phase_;
+    for (int i = 0; i < ranges_; ++i) {
+      const auto first = static_cast<uint64_t>(pieces * i / ranges_), end = static_cast<uint64_t>(pieces * (i + 1) / ranges_);
+      range_[i].left.store(phase_ << (2 * kBits) | end << kBits | first, std::memory_order_release);
     }
-    for (int spins = 0; done_.load(std::memory_order_acquire) != pieces; ++spins) {
+    begin();  // whoever fell asleep over a long last piece of the phase before is wanted again
+    const int64_t others = pieces - work();
+    for (int spins = 0; done_.load(std::memory_order_acquire) != others; ++spins) {
       // A helper holds the last piece. If it does not run, it may be waiting for this very core.
       if (spins < kSpins) relax();
       else std::this_thread::yield();
     }
   }
 
-  // Takes and does one piece of the current phase, if there is one left.
-  bool work_once() {
-    const uint64_t seen = ticket_.load(std::memory_order_acquire);
-    if ((seen & kMask) >= (seen >> kBits & kMask)) return false;
-    const uint64_t mine = ticket_.fetch_add(1, std::memory_order_acquire);
-    if ((mine & kMask) >= (mine >> kBits & kMask)) return false;
-    call_(context_, static_cast<int64_t>(mine & kMask));
-    done_.fetch_add(1, std::memory_order_release);
-    return true;
+  // Does pieces of the current phase until none is left to take. Returns how many: the phase lasts until they are counted.
+  int64_t work() {
+    int64_t count = 0;
+    const int own = index_ % ranges_;
+    for (int i = own; i < own + ranges_; ++i) {
+      std::atomic<uint64_t>& left = range_[i < ranges_ ? i : i - ranges_].left;
+      for (uint64_t seen = left.load(std::memory_order_acquire); (seen & kMask) < (seen >> kBits & kMask);
+           seen = left.load(std::memory_order_acquire)) {
+        const uint64_t mine = left.fetch_add(1, std::memory_order_acquire);
+        if ((mine & kMask) >= (mine >> kBits & kMask)) break;
+        call_(context_, static_cast<int64_t>(mine & kMask));
+        ++count;
+      }
+    }
+    return count;
   }
 
   void help() {
@@ -117,8 +134,12 @@ class Team {
       opened = gate_.load(std::memory_order_acquire);
       if (stop_.load(std::memory_order_relaxed)) return;
       for (int spins = 0; spins < kSpins; ++spins) {
-        if (work_once()) spins = 0;
-        else relax();
+        if (const int64_t count = work()) {
+          done_.fetch_add(count, std::memory_order_release);
+          spins = 0;
+        } else {
+          relax();
+        }
       }
     }
   }
@@ -131,13 +152,13 @@ class Team {
 
   static inline thread_local int index_ = 0;
 
-  const int size_;
+  const int size_, ranges_;
   std::vector<std::thread> helpers_;
   uint64_t phase_ = 0;
   Call call_ = nullptr;
   const void* context_ = nullptr;
   std::atomic<bool> stop_{false};
-  alignas(64) std::atomic<uint64_t> ticket_{0};
+  Range range_[kMaxRanges];
   alignas(64) std::atomic<int64_t> done_{0};
   alignas(64) std::atomic<uint32_t> gate_{0};
 };
