@@ -51,5 +51,20 @@ static void write_operand(const Model& model, const float* x, int n, const Rows&
   if (n & 1) rounded[n] = 0;
 }
 
+// Whether a head may bring what it gave into that form by itself: bytes need the whole row, and odd ends are padded.
+MOSAIC_INLINE bool narrows_by_head(const Model& model) {
+  return form(model) == Form::kRounded && model.head_dim % 2 == 0;
+}
+
+// Brings what some heads gave to `count` rows, n numbers each from `column` on, into the form of operands.
+static void narrow_heads(const Walk& w, int64_t row0, int64_t count, int64_t column, int n) {
+  if (!narrows_by_head(w.model)) return;
+  const Rows& rows = w.scratch.inputs;
+  for (int64_t row = row0; row < row0 + count; ++row) {
+    const int64_t at = row * rows.stride + column;
+    write_operand(w.model, rows.wide + at, n, rows, at, row);
+  }
+}
+
 }  // namespace MOSAIC_ISA
 }  // namespace mosaic

@@ -106,6 +106,7 @@ static void persistent_rows(const Walk& w, const Layer& layer, int head, int64_t
       }
     }
   }
+  narrow_heads(w, begin, end - begin, head * dim, dim);
 }
 
 // Phase: reads the persistent memory. A head is one piece with all rows, some after the other, so that one thread alone has

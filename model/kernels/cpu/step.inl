@@ -134,6 +134,7 @@ static void contextual_heads(const Walk& w, const Layer& layer, int l, int64_t s
   const FloatRows out = {inputs.wide + row0 * inputs.stride + first * dim, inputs.stride};
   read_pairs(pairs_of(w, l, seq, first), count, queries, tokens, computed, kAll, w.scratch.mine(w.team),
              layer.value_scale + first, out);
+  narrow_heads(w, row0, tokens, first * dim, count * dim);
 }
 
 // How many heads of a sequence one piece covers: side by side they are read faster, apart they keep more threads busy.
@@ -152,9 +153,9 @@ static void contextual(const Walk& w, const Layer& layer, int l) {
   });
 }
 
-// Phase: brings the n numbers a row that the memories gave into the form of operands.
+// Phase: brings the n numbers a row that the memories gave into the form of operands, where their heads did not.
 static void narrow_rows(const Walk& w, int n) {
-  if (form(w.model) == Form::kWide) return;
+  if (form(w.model) == Form::kWide || narrows_by_head(w.model)) return;
   const Rows& rows = w.scratch.inputs;
   w.team.share(w.step.num_tokens, kRowGrain, [&](int64_t row) {
     const int64_t at = row * rows.stride;

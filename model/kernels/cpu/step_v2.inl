@@ -101,6 +101,7 @@ static void gated_heads(const Walk& w, const Layer& layer, int l, int64_t seq, i
   read_pairs(pairs_of(w, l, seq, memory, first), count, queries, w.step.num_new[seq],
              w.step.num_computed[seq] - view.delay + 1, view.window, w.scratch.mine(w.team),
              layer.value_scale + memory * w.model.n_head + first, out);
+  narrow_heads(w, row0, w.step.num_new[seq], memory * n + first * dim, count * dim);
 }
 
 // Phase: gates and decays, in full precision whatever the type of the weights.
