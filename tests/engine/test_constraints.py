@@ -6,7 +6,6 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -40,15 +39,6 @@ GRAMMARS = [
 
 def test_the_vocabulary_of_this_test_fits_the_model() -> None:
     assert len(TOKENS) == CONFIG.num_sampled_tokens == MARKER + 1
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    # So small a network has no use for more, and where others are at work they would wait for each other.
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ Every request is answered once alone by an engine without a prefix cache; then a
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -66,13 +65,10 @@ Served = tuple[CpuKernel, MosaicConfig]
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
+def served() -> Served:
     model = load_model(DEFAULT_MODEL, dtype=torch.bfloat16)
     assert isinstance(model.config, MosaicConfig)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as where it is served: torch only samples
-    yield CpuKernel(model, num_threads=1), model.config
-    torch.set_num_threads(num_threads)
+    return CpuKernel(model, num_threads=1), model.config
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,15 +32,6 @@ CONFIG = MosaicV2Config(
     vocab_size=40, n_layer=2, n_head=2, n_embd=16, block_size=MAX_MODEL_LEN, persistent_size=24, short_window=13,
     long_delay=5, max_train_delay=13, eos_token_id=0, tokenizer_vocab_size=37,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More only wait for each other at these sizes, longest on a busy machine."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
