@@ -28,7 +28,7 @@ BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )
 SERVE = {"TESSERA_LOCAL": "1", "TESSERA_THREADS": "1"}
-TEST = {"ARGS": "tests/test_imports.py -p no:cacheprovider"}
+TEST = {"ARGS": "tests/test_imports.py -p no:cacheprovider", "JOBS": "0"}
 
 
 @pytest.fixture(scope="module")
