@@ -95,12 +95,12 @@ class Prometheus:
             stdout=self._log,
             stderr=self._log,
         )
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10)
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
 
     def close(self) -> None:
         self._client.close()
         self.process.terminate()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=60)
         self._log.close()
 
     def get(self, path: str, **params: str) -> Any:
@@ -136,8 +136,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheu
         try:
             # The longest wait: two scrapes for a rate, the rules, and a rule made of rules.
             recorded = 'count(count by (__name__) ({__name__=~"mosaic:.+"}))'
-            wait_until(lambda: prometheus.value(recorded) == len(RECORDS), "the rules", timeout_s=60)
-            wait_until(lambda: prometheus.value("sum(rate(mosaic_key_requests_total[10s]))") > 0, "rates", timeout_s=60)
+            wait_until(lambda: prometheus.value(recorded) == len(RECORDS), "the rules")
+            wait_until(lambda: prometheus.value("sum(rate(mosaic_key_requests_total[10s]))") > 0, "rates")
             yield prometheus, load
         finally:
             load.stop()

@@ -27,7 +27,7 @@ class Gate:
         self.steps_until_closed = -1
 
     def __call__(self) -> None:
-        assert self.open.wait(10)
+        assert self.open.wait(60)
         self.steps_until_closed -= 1
         if self.steps_until_closed == 0:
             self.open.clear()

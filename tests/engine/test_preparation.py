@@ -27,7 +27,7 @@ class SlowCompiler(GrammarCompiler):
         self.may_go = threading.Event()
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        assert self.may_go.wait(10)
+        assert self.may_go.wait(60)
         return super().matcher(grammar)
 
 
@@ -75,7 +75,7 @@ async def test_a_grammar_stays_ready_until_its_request_ends(compiler: SlowCompil
     requests = [held(f"h{i}", f"a{{{i}}}b") for i in range(1, 4)]
     for request in requests:
         preparation.start(request)
-        assert await asyncio.wait_for(ready.get(), 30) is request
+        assert await asyncio.wait_for(ready.get(), 60) is request
 
     def num_ready() -> int:
         return sum(compiler.is_ready(grammar) for request in requests if (grammar := request.sampling.grammar))

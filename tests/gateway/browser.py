@@ -62,9 +62,9 @@ class Browser:
             )
             stack.callback(_kill, self._start(profile))
             port_file = profile / "DevToolsActivePort"
-            wait_until(lambda: port_file.exists() and port_file.read_text().count("\n"), "the browser", timeout_s=30)
+            wait_until(lambda: port_file.exists() and port_file.read_text().count("\n"), "the browser")
             address = _page_address(port_file.read_text().split()[0])
-            self._socket = stack.enter_context(connect(address, max_size=None, open_timeout=10))
+            self._socket = stack.enter_context(connect(address, max_size=None, open_timeout=60))
             for domain in ("Page", "Runtime", "Log"):
                 self.send(f"{domain}.enable")
             self._stack = stack.pop_all()
@@ -88,7 +88,7 @@ class Browser:
         number = next(self._ids)
         self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            message = json.loads(self._socket.recv(timeout=20))
+            message = json.loads(self._socket.recv(timeout=60))
             if message.get("id") == number:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return message["result"]
@@ -149,11 +149,11 @@ class Browser:
 
 def _page_address(port: str) -> str:
     """Where the DevTools of the browser's first page listen."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=60) as answer:
         pages = [target for target in json.load(answer) if target["type"] == "page"]
     return str(pages[0]["webSocketDebuggerUrl"])
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=10)
+    process.wait(timeout=60)

@@ -47,7 +47,7 @@ def server(shared_server: GatewayServer, engine: FakeEngine) -> GatewayServer:
 @pytest.fixture
 def client(server: GatewayServer) -> Iterator[httpx.Client]:
     """Speaks to `server`."""
-    with httpx.Client(base_url=server.url, timeout=10) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         yield client
 
 

@@ -28,17 +28,21 @@ class CountingRunner(ScriptedRunner):
         super().__init__(on_step=on_step)
         self.num_steps = self.num_absorbed = self.num_sampled = 0
         self._halts = list(halts)
+        self._halted_at: int | None = None
         self._may_go_on = threading.Event()
 
     def is_halted_at(self, step: int) -> bool:
-        return self.num_steps == step == self._halts[0]
+        """Whether it waits before this step: what the steps before it made has then been booked."""
+        return self._halted_at == step
 
     def go_on(self) -> None:
         self._may_go_on.set()
 
     def execute(self, plan: SchedulerOutput) -> StepOutput:
         if self.num_steps in self._halts:
-            assert self._may_go_on.wait(30)
+            self._halted_at = self.num_steps
+            assert self._may_go_on.wait(60)
+            self._halted_at = None
             self._may_go_on.clear()
             self._halts.pop(0)
         result = super().execute(plan)
@@ -60,7 +64,7 @@ def serving(runner: CountingRunner, settings: GatewaySettings | None = None, **s
 
     with GatewayServer(LocalEngineClient(engine), served_model(INFO), settings) as server:
         server.call(start())
-        with httpx.Client(base_url=server.url, timeout=30) as client:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
             try:
                 yield client
             finally:

@@ -65,13 +65,13 @@ class GatewayServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.should_exit = True
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
         self._socket.close()
 
     def call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Runs `coroutine` on the server's loop and waits for its result."""
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=60)
 
     def _run(self) -> None:
         async def main() -> None:
@@ -84,7 +84,7 @@ class GatewayServer:
             runner.run(main())
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
     """Blocks until `condition` holds; AssertionError naming `what` where it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -123,7 +123,7 @@ async def serving(
                 trusted_proxies=proxies,
             )
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await ready.wait()
         try:
             yield url_of(sock, is_tls=tls is not None)
@@ -136,7 +136,7 @@ async def test_completions_over_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "s"
     async with serving(UnixAddress(path)):
         transport = httpx.AsyncHTTPTransport(uds=str(path))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=10) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             answer = await client.post("/v1/completions", json={"prompt": [1], "stream": True})
             assert answer.status_code == 200
             assert answer.text.endswith("data: [DONE]\n\n")
@@ -146,13 +146,13 @@ async def test_completions_over_tls_and_nothing_in_clear(tmp_path: Path) -> None
     cert, key = make_certificate(tmp_path)
     async with serving(TcpAddress("127.0.0.1", 0), cert=Certificate(cert, key)) as url:
         assert url.startswith("https://127.0.0.1:")
-        async with httpx.AsyncClient(base_url=url, verify=trusting(cert), timeout=10) as client:
+        async with httpx.AsyncClient(base_url=url, verify=trusting(cert), timeout=60) as client:
             answer = await client.post("/v1/completions", json={"prompt": [1], "stream": True})
             assert answer.text.endswith("data: [DONE]\n\n")
-        async with httpx.AsyncClient(base_url=url, timeout=10) as stranger:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as stranger:
             with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
                 await stranger.get("/livez")
-        async with httpx.AsyncClient(base_url=url.replace("https", "http"), timeout=10) as plain:
+        async with httpx.AsyncClient(base_url=url.replace("https", "http"), timeout=60) as plain:
             with pytest.raises(httpx.TransportError):
                 await plain.get("/livez")
 
@@ -206,7 +206,7 @@ def test_an_encrypted_key_is_an_error_and_no_question(tmp_path: Path) -> None:
 async def test_only_trusted_proxies_are_believed(
     proxies: tuple[str, ...], seen: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(TcpAddress("127.0.0.1", 0), proxies=proxies) as url, httpx.AsyncClient(timeout=10) as client:
+    async with serving(TcpAddress("127.0.0.1", 0), proxies=proxies) as url, httpx.AsyncClient(timeout=60) as client:
         with caplog.at_level("INFO", logger="tessera.access"):
             await client.get(f"{url}/version", headers={"X-Forwarded-For": "203.0.113.9"})
     [record] = [record for record in caplog.records if record.name == "tessera.access"]

@@ -132,7 +132,7 @@ def guarded(
 
 @pytest.fixture(scope="module")
 def guarded_client(guarded: GatewayServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=guarded.url, timeout=10) as client:
+    with httpx.Client(base_url=guarded.url, timeout=60) as client:
         yield client
 
 

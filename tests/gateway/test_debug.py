@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from loadtests.exposition import gauge_sum
 from service.gateway.settings import GatewaySettings
 from tests.gateway.engine_server import CountingRunner, serving
 from tests.gateway.server import wait_until
@@ -48,7 +49,7 @@ def test_it_is_not_there_unless_asked_for() -> None:
 
 def test_who_runs_and_who_waits(client: httpx.Client, runner: CountingRunner) -> None:
     threads = [post(client, request_id=f"r{i}") for i in range(3)]
-    wait_until(lambda: in_flight(client) == 3, "three requests")
+    wait_until(lambda: num_in_the_engine(client) == 3, "three requests")
     runner.go_on()
     wait_until(lambda: runner.is_halted_at(4), "the engine to halt")
     found = states(client)
@@ -69,9 +70,9 @@ def test_who_runs_and_who_waits(client: httpx.Client, runner: CountingRunner) ->
     assert states(client) == []
 
 
-def in_flight(client: httpx.Client) -> float:
-    lines = client.get("/metrics").text.splitlines()
-    return next(float(line.split()[-1]) for line in lines if line.startswith("mosaic_num_completions_in_flight{"))
+def num_in_the_engine(client: httpx.Client) -> float:
+    text = client.get("/metrics").text
+    return gauge_sum(text, "mosaic_num_requests_running") + gauge_sum(text, "mosaic_num_requests_waiting")
 
 
 def test_the_timeline_is_a_trace_of_steps_and_requests(client: httpx.Client, runner: CountingRunner) -> None:

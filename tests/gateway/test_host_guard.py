@@ -22,7 +22,7 @@ def client(tokenizer: Tokenizer) -> Iterator[httpx.Client]:
     )
     with (
         GatewayServer(FakeEngine(), served_model(tokenizer=tokenizer), settings) as server,
-        httpx.Client(base_url=server.url, timeout=10) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield client
 
@@ -60,7 +60,7 @@ def test_another_name_is_refused_whatever_is_asked_for(client: httpx.Client, hos
     ("hosts", "status"), [(("localhost", "attacker.example"), 403), (("localhost", "tales.example"), 200), ((), 200)]
 )
 def test_all_names_in_a_request_count(client: httpx.Client, hosts: tuple[str, ...], status: int) -> None:
-    connection = HTTPConnection(client.base_url.host, client.base_url.port or 0, timeout=10)
+    connection = HTTPConnection(client.base_url.host, client.base_url.port or 0, timeout=60)
     connection.putrequest("GET", "/livez", skip_host=True)
     for host in hosts:
         connection.putheader("host", host)

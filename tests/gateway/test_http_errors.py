@@ -35,7 +35,7 @@ def small(tokenizer: Tokenizer) -> Iterator[httpx.Client]:
     settings = GatewaySettings(max_body_bytes=1000, body_timeout_s=0.2)
     with (
         GatewayServer(FakeEngine(), served_model(tokenizer=tokenizer), settings) as server,
-        httpx.Client(base_url=server.url, timeout=5) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield client
 
@@ -155,7 +155,7 @@ def test_large_bodies_are_413_announced_or_not(small: httpx.Client) -> None:
 
 def test_a_body_that_does_not_come_is_408(small: httpx.Client) -> None:
     address = (small.base_url.host, small.base_url.port or 0)
-    with socket.create_connection(address, timeout=5) as connection:
+    with socket.create_connection(address, timeout=60) as connection:
         connection.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: 100\r\n\r\n{"

@@ -86,7 +86,7 @@ class Running:
 
 
 async def read_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         data = await reader.read()
     writer.close()
     with contextlib.suppress(ConnectionError):
@@ -103,13 +103,13 @@ def error_of(data: bytes) -> tuple[int, dict[str, object]]:
 @contextlib.asynccontextmanager
 async def running(drain_timeout_s: float = 5.0, drain_delay_s: float = 0.0) -> AsyncIterator[Running]:
     server = Running(drain_timeout_s, drain_delay_s)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await server.is_ready.wait()
     yield server
     if not server.task.done():
         server.app.finish.set()
         os.kill(os.getpid(), signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await server.task
 
 
@@ -255,7 +255,7 @@ async def test_readiness_turns_red_before_requests_are_refused() -> None:
         drain = server.app.drain
         drain.check_ready()
         os.kill(os.getpid(), signal.SIGTERM)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await server.is_draining.wait()
         while not drain.is_announced:
             await asyncio.sleep(0.001)

@@ -59,7 +59,7 @@ def test_comments_come_before_the_first_token_and_between_tokens(
     quick: GatewayServer, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
     held = engine.script = Held(tuple(tokenizer.encode("red")), tuple(tokenizer.encode(" fox")))
-    with httpx.stream("POST", quick.url + "/v1/completions", json=BODY, timeout=10) as answer:
+    with httpx.stream("POST", quick.url + "/v1/completions", json=BODY, timeout=60) as answer:
         assert answer.status_code == 200
         lines = answer.iter_lines()
         comments(lines, 3)
@@ -96,7 +96,7 @@ def test_the_official_client_takes_no_notice(quick: GatewayServer, engine: FakeE
 
 def test_a_refusal_after_a_comment_is_an_event(quick: GatewayServer, engine: FakeEngine) -> None:
     held = engine.script = Held(EngineOverloadedError("full"))
-    with httpx.stream("POST", quick.url + "/v1/completions", json=BODY, timeout=10) as answer:
+    with httpx.stream("POST", quick.url + "/v1/completions", json=BODY, timeout=60) as answer:
         lines = answer.iter_lines()
         comments(lines, 2)
         quick.call(held.go_on())
@@ -110,7 +110,7 @@ def test_a_refusal_after_a_comment_is_an_event(quick: GatewayServer, engine: Fak
 
 def test_a_client_that_goes_away_while_it_waits_is_noticed(quick: GatewayServer, engine: FakeEngine) -> None:
     engine.script = Held((5,))
-    with httpx.stream("POST", quick.url + "/v1/completions", json=BODY, timeout=10) as answer:
+    with httpx.stream("POST", quick.url + "/v1/completions", json=BODY, timeout=60) as answer:
         comments(answer.iter_lines(), 1)
     wait_until(lambda: not engine.running, "the engine to be freed")
 
@@ -123,11 +123,11 @@ def test_whole_answers_and_patient_servers_say_nothing(
         yield RequestOutput(request.request_id, (5,), FinishReason.LENGTH)
 
     engine.script = slow
-    whole = httpx.post(quick.url + "/v1/completions", json=BODY | {"stream": False}, timeout=10)
+    whole = httpx.post(quick.url + "/v1/completions", json=BODY | {"stream": False}, timeout=60)
     assert whole.json()["choices"][0]["finish_reason"] == "length"
     patient = GatewaySettings(keep_alive_s=None)
     with GatewayServer(engine, served_model(tokenizer=tokenizer), patient) as server:
-        answer = httpx.post(server.url + "/v1/completions", json=BODY, timeout=10)
+        answer = httpx.post(server.url + "/v1/completions", json=BODY, timeout=60)
     assert parse_events(answer.text)[1]
 
 

@@ -27,7 +27,7 @@ def own(tokenizer: Tokenizer) -> Iterator[tuple[GatewayServer, FakeEngine, httpx
     settings = GatewaySettings(drain_grace_s=0.3, drain_retry_after_s=7)
     with (
         GatewayServer(engine, served_model(tokenizer=tokenizer), settings) as server,
-        httpx.Client(base_url=server.url, timeout=10) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield server, engine, client
 
@@ -45,7 +45,7 @@ def test_a_client_that_goes_away_frees_the_engine_at_once(
     wait_until(lambda: len(engine.running) == 2, "both choices to run")
     time.sleep(0.02)
     connection.close()
-    wait_until(lambda: not engine.running, "the engine to be freed", timeout_s=1)
+    wait_until(lambda: not engine.running, "the engine to be freed")
     assert len(engine.aborted) == 2
     wait_until(
         lambda: 'status="499"' in client.get("/metrics").text if not (stream and before) else True, "the log's status"
@@ -62,7 +62,7 @@ def test_draining_lets_what_runs_finish_and_refuses_what_is_new(
     answers: list[httpx.Response] = []
     body = {"prompt": [1], "max_tokens": 50}
     running = threading.Thread(
-        target=lambda: answers.append(httpx.post(server.url + "/v1/completions", json=body, timeout=10))
+        target=lambda: answers.append(httpx.post(server.url + "/v1/completions", json=body, timeout=60))
     )
     running.start()
     wait_until(lambda: engine.running, "the request to run")
@@ -87,7 +87,7 @@ def test_what_outlasts_the_drain_ends_with_one_error(own: tuple[GatewayServer, F
 
     def ask(stream: bool) -> None:
         body = {"prompt": [1], "stream": stream}
-        answers[stream] = httpx.post(server.url + "/v1/completions", json=body, timeout=10)
+        answers[stream] = httpx.post(server.url + "/v1/completions", json=body, timeout=60)
 
     threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
     for thread in threads:

@@ -98,7 +98,7 @@ async def test_a_source_that_just_ends_is_a_failure_not_a_silence(error: BaseExc
         if error is not None:
             raise error
 
-    async with OutputMerge([quitter], 1) as merge, asyncio.timeout(2):
+    async with OutputMerge([quitter], 1) as merge, asyncio.timeout(60):
         await merge.take()
         with pytest.raises(GenerationFailedError):
             await merge.take()
@@ -114,7 +114,7 @@ async def test_a_source_that_does_not_end_is_left_behind(caplog: pytest.LogCaptu
         finally:
             await release.wait()
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         async with OutputMerge([stubborn], 0.05) as merge:
             await merge.take()
     assert "1 engine requests did not end" in caplog.text

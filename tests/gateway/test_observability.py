@@ -55,7 +55,7 @@ def fresh(engine: FakeEngine, tokenizer: Tokenizer) -> httpx.Client:
     """Speaks to a server of its own, whose counters begin at zero."""
     with (
         GatewayServer(engine, served_model(tokenizer=tokenizer)) as server,
-        httpx.Client(base_url=server.url, timeout=5) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield client
 
@@ -201,7 +201,7 @@ def test_any_gateway_answers_for_all(engine: FakeEngine, tokenizer: Tokenizer) -
     served, settings = served_model(tokenizer=tokenizer), GatewaySettings(name="this")
     with (
         GatewayServer(engine, served, settings, peer) as server,
-        httpx.Client(base_url=server.url, timeout=5) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         client.post("/v1/completions", json={"prompt": [1], "max_tokens": 1})
         lines = client.get("/metrics").text.splitlines()

@@ -169,7 +169,7 @@ def test_the_curl_command_does_the_same(browser: Browser, engine: FakeEngine, se
     assert command[:3] == ["curl", "-N", f"{server.url}/v1/completions"]
     sent = json.loads(command[command.index("-d") + 1])
     assert (sent["prompt"], sent["seed"]) == ('It\'s "late"\n$HOME `ls` 🦊', 42)
-    output = subprocess.run([*command, "-sS"], capture_output=True, text=True, timeout=10, check=True).stdout
+    output = subprocess.run([*command, "-sS"], capture_output=True, text=True, timeout=60, check=True).stdout
     assert output.endswith("data: [DONE]\n\n")
     assert engine.requests[0].sampling.seed == 42
 

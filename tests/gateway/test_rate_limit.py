@@ -220,7 +220,7 @@ def limited(engine: FakeEngine, tokenizer: Tokenizer) -> Iterator[httpx.Client]:
     ring = KeyRing(keys_of_options([SECRET]))
     with (
         GatewayServer(engine, served_model(tokenizer=tokenizer), GatewaySettings(**LIMITS), keys=ring) as server,
-        httpx.Client(base_url=server.url, timeout=10, headers={"Authorization": f"Bearer {SECRET}"}) as client,
+        httpx.Client(base_url=server.url, timeout=60, headers={"Authorization": f"Bearer {SECRET}"}) as client,
     ):
         server.app.state.gateway.limiter._clock = Clock()
         yield client

@@ -27,7 +27,7 @@ def client(tokenizer: Tokenizer) -> Iterator[httpx.Client]:
     keys = KeyRing(keys_of_options([SECRET]))
     with (
         GatewayServer(FakeEngine(), served_model(tokenizer=tokenizer), settings, keys=keys) as server,
-        httpx.Client(base_url=server.url, timeout=10) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield client
 

@@ -43,13 +43,13 @@ def running(script: Script) -> Generator[ScriptedServer]:
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield servers[0]
     finally:
         loop, stop = loops[0]
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(60)
 
 
 def test_a_run_is_measured_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +159,7 @@ def test_a_bench_that_is_told_to_end_stops_its_server(tmp_path: Path) -> None:
             if "ready after" in line:
                 break
         bench.terminate()
-        assert bench.wait(20) == 130
+        assert bench.wait(60) == 130
     assert not scripted_children()
 
 

@@ -49,7 +49,7 @@ def receive(data: bytes, cuts: list[int], monkeypatch: pytest.MonkeyPatch, *, cl
             connection.data_received(data[start:end])
         if closes:
             connection.connection_lost(None)
-        return await asyncio.wait_for(waiting, 1)
+        return await asyncio.wait_for(waiting, 60)
 
     return asyncio.run(feed())
 

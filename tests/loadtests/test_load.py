@@ -63,7 +63,7 @@ class Bell:
 
 async def run(plan: LoadPlan, sender: Sleeper, seed: int = 0) -> tuple[Measurement, Bell]:
     bell = Bell()
-    return await asyncio.wait_for(run_load(plan, sender, bell, seed=seed), 20), bell
+    return await asyncio.wait_for(run_load(plan, sender, bell, seed=seed), 60), bell
 
 
 async def test_a_closed_loop_keeps_its_concurrency_until_the_last_answer() -> None:

@@ -34,7 +34,7 @@ class ServerProcess:
         command: Sequence[str] = (sys.executable, "-m", "service", "serve"),
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
-        timeout_s: float = 90.0,
+        timeout_s: float = 300.0,
     ) -> None:
         self._command = [*command, *options]
         self._cwd = cwd
@@ -76,7 +76,7 @@ class ServerProcess:
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = 30.0) -> int:
+    def wait(self, timeout_s: float = 120.0) -> int:
         """The exit code; kills the process where it does not end in time."""
         try:
             return self.process.wait(timeout_s)

@@ -11,7 +11,7 @@ from service.flight import EngineLostError, Flight
 
 
 async def take(flight: Flight) -> RequestOutput:
-    return await asyncio.wait_for(flight.take(), 1)
+    return await asyncio.wait_for(flight.take(), 60)
 
 
 async def test_outputs_are_read_as_they_come_and_merged_when_they_wait() -> None:

@@ -42,7 +42,7 @@ def test_the_official_client_over_tls_and_a_new_certificate_on_a_signal(tmp_path
 
 def _answers(url: str, context: ssl.SSLContext) -> bool:
     try:
-        return httpx.get(f"{url}/livez", verify=context, timeout=10).status_code == 200
+        return httpx.get(f"{url}/livez", verify=context, timeout=60).status_code == 200
     except httpx.ConnectError:
         return False
 

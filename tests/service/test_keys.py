@@ -78,7 +78,7 @@ def test_a_file_that_went_bad_changes_nothing(tmp_path: Path, caplog: pytest.Log
 
 
 def status(server: ServerProcess, key: str) -> int:
-    return httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=10).status_code
+    return httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code
 
 
 def test_a_running_server_takes_new_keys_on_a_signal(tmp_path: Path) -> None:

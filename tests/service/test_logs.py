@@ -88,7 +88,7 @@ def test_a_server_writes_nothing_but_objects_and_hides_its_command_lines_key() -
                 extra_headers={"X-Request-Id": "mine"},
             )
         assert answer.id == "mine"
-        assert httpx.post(f"{server.url}/v1/completions", timeout=10).status_code == 401
+        assert httpx.post(f"{server.url}/v1/completions", timeout=60).status_code == 401
         server.signal(signal.SIGTERM)
         assert server.wait() == ExitCode.OK
         output = server.output

@@ -11,7 +11,7 @@ from service.wire import Pulse, unpack
 
 
 async def read(mailbox: Mailbox) -> tuple[list[RequestOutput], Pulse | None]:
-    message = await asyncio.wait_for(mailbox.take(), 1)
+    message = await asyncio.wait_for(mailbox.take(), 60)
     return [unpack(item) for item in message.outputs], message.pulse
 
 

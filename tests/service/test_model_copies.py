@@ -82,7 +82,7 @@ def test_who_comes_while_another_fetches_waits_for_it(models: list[Path], tmp_pa
     sender, identity = Sender(models[0]), identify(models[0])
     with ThreadPoolExecutor() as threads:
         lent = [threads.submit(ModelCopies(tmp_path / "copies", PLENTY).lend, identity, sender) for _ in range(4)]
-        assert len({future.result(timeout=20) for future in lent}) == 1
+        assert len({future.result(timeout=60) for future in lent}) == 1
     assert sender.num_fetches == 1
 
 

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -35,23 +35,33 @@ pytestmark = [
 
 CONFIG = EngineConfig("scripted", max_num_seqs=8, max_num_batched_tokens=256, stall_timeout_s=0.5)
 ROOT = Path(__file__).resolve().parents[2]
+# How long what has to come is waited for, however much else the machine has to do.
+PATIENCE_S = 120.0
 
 
 async def deploy(
     cluster: RayCluster,
     app: str,
     num_replicas: int,
-    step_s: float = 0.01,
+    *,
+    config: EngineConfig = CONFIG,
     resume_timeout_s: float = 0.0,
     silence_timeout_s: float = 6.0,
 ) -> RayEngineClient:
     from service.deployment import engine_application
+
+    load = partial(load_paced, step_s=0.01)
+    # Where a test fails, its requests are not to hold up the end.
+    build = partial(engine_application, config, num_cpus=0.1, drain_timeout_s=10, load=load)
+    await cluster.deploy(lambda: build(num_replicas=num_replicas), app)
+    return await connect(app, resume_timeout_s, silence_timeout_s)
+
+
+async def connect(app: str, resume_timeout_s: float, silence_timeout_s: float = 6.0) -> RayEngineClient:
     from service.ray_client import RayEngineClient
     from service.ray_link import Timeouts
 
-    load = partial(load_paced, step_s=step_s)
-    await cluster.deploy(lambda: engine_application(CONFIG, num_replicas=num_replicas, num_cpus=0.1, load=load), app)
-    timeouts = Timeouts(resume_s=resume_timeout_s, silence_s=silence_timeout_s)
+    timeouts = Timeouts(replica_s=PATIENCE_S, resume_s=resume_timeout_s, silence_s=silence_timeout_s)
     return await RayEngineClient.connect(engine_of(app), timeouts)
 
 
@@ -65,9 +75,43 @@ async def app(cluster: RayCluster, request: pytest.FixtureRequest) -> AsyncItera
     await asyncio.to_thread(serve.delete, name)
 
 
+class Reading:
+    """Reads a request's outputs in a task of its own; waiting for it gives all of them."""
+
+    def __init__(self, client: RayEngineClient, request: Request) -> None:
+        self.outputs: list[RequestOutput] = []
+        self._task = asyncio.create_task(self._read(client, request))
+
+    def __await__(self) -> Generator[Any, None, list[RequestOutput]]:
+        yield from self._task.__await__()
+        return self.outputs
+
+    async def _read(self, client: RayEngineClient, request: Request) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            async for output in client.generate(request):
+                self.outputs.append(output)
+
+
 async def read(client: RayEngineClient, request: Request) -> list[RequestOutput]:
-    async with asyncio.timeout(30):
-        return [output async for output in client.generate(request)]
+    return await Reading(client, request)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def until_begun(*readings: Reading) -> None:
+    """Until each has its first tokens."""
+    await until(lambda: all(reading.outputs for reading in readings))
+
+
+async def until_busy(client: RayEngineClient, *num_requests: int) -> None:
+    """Until the replicas have so many requests each, whatever their order."""
+    async with asyncio.timeout(PATIENCE_S):
+        while sorted(s.num_running + s.num_waiting for s in await client.stats()) != sorted(num_requests):
+            await asyncio.sleep(0.02)
 
 
 def ids_of(outputs: list[RequestOutput]) -> list[int]:
@@ -84,18 +128,18 @@ def replica_pids(app: str) -> list[int]:
     ]
 
 
-async def until_healthy(client: RayEngineClient, timeout_s: float = 30.0) -> None:
-    async with asyncio.timeout(timeout_s):
+async def until_healthy(client: RayEngineClient) -> None:
+    async with asyncio.timeout(PATIENCE_S):
         while not (await client.health()).is_healthy:
             await asyncio.sleep(0.05)
 
 
 async def test_requests_of_a_killed_replica_go_on_at_another(cluster: RayCluster, app: str) -> None:
-    client = await deploy(cluster, app, 2, resume_timeout_s=30)
+    client = await deploy(cluster, app, 2, resume_timeout_s=PATIENCE_S)
     requests = [make_request(f"r{n}", (n + 1,), 150, ignore_eos=True) for n in range(8)]
     requests += [replace(make_request("late", (9,), 4000, ignore_eos=True), timeout_s=3.0)]
-    readers = [asyncio.create_task(read(client, request)) for request in requests]
-    await asyncio.sleep(0.4)
+    readers = [Reading(client, request) for request in requests]
+    await until_begun(*readers)
     os.kill(replica_pids(app)[0], signal.SIGKILL)
     *answers, late = await asyncio.gather(*readers)
     assert [ids_of(outputs) for outputs in answers] == [continuation(request) for request in requests[:-1]]
@@ -110,17 +154,18 @@ async def test_requests_of_a_killed_replica_go_on_at_another(cluster: RayCluster
 
 
 async def test_the_only_replica_dies_and_its_requests_go_on_at_the_next(cluster: RayCluster, app: str) -> None:
-    patient = await deploy(cluster, app, 1, resume_timeout_s=30)
-    hasty = await deploy(cluster, app, 1, resume_timeout_s=0.2)
-    client = await deploy(cluster, app, 1)
+    # The replica is not to be found stuck before it is killed.
+    patient = await deploy(cluster, app, 1, config=replace(CONFIG, stall_timeout_s=60), resume_timeout_s=PATIENCE_S)
+    hasty, client = await connect(app, 0.2), await connect(app, 0.0)
     survivor = make_request("survivor", max_tokens=100, ignore_eos=True)
-    surviving = asyncio.create_task(read(patient, survivor))
-    giving_up = asyncio.create_task(read(hasty, make_request("hasty", max_tokens=4000, ignore_eos=True)))
-    long = asyncio.create_task(read(client, make_request("long", max_tokens=4000, ignore_eos=True)))
-    await asyncio.sleep(0.3)
+    giving_up = Reading(hasty, make_request("hasty", max_tokens=4000, ignore_eos=True))
+    long = Reading(client, make_request("long", max_tokens=4000, ignore_eos=True))
+    await until_begun(giving_up, long)
+    surviving = Reading(patient, survivor)
+    await until_begun(surviving)
     # Held up behind a step that does not end, this one has no output yet when the replica dies.
-    stalled = asyncio.create_task(read(client, make_request("stalled", (STALL,))))
-    await asyncio.sleep(0.2)
+    stalled = Reading(client, make_request("stalled", (STALL,)))
+    await until_busy(client, 4)
     os.kill(replica_pids(app)[0], signal.SIGKILL)
     assert (await long)[-1].finish_reason is FinishReason.ERROR
     last = (await giving_up)[-1]
@@ -142,10 +187,10 @@ async def test_the_only_replica_dies_and_its_requests_go_on_at_the_next(cluster:
 
 
 async def test_a_request_that_brings_replicas_down_is_given_up_after_two(cluster: RayCluster, app: str) -> None:
-    client = await deploy(cluster, app, 3, resume_timeout_s=30)
+    client = await deploy(cluster, app, 3, resume_timeout_s=PATIENCE_S)
     requests = [make_request(f"r{n}", (n + 1,), 200, ignore_eos=True) for n in range(12)]
-    readers = [asyncio.create_task(read(client, request)) for request in requests]
-    await asyncio.sleep(0.2)
+    readers = [Reading(client, request) for request in requests]
+    await until_begun(*readers)
     with pytest.raises(FatalRequestError, match="two engine replicas"):
         await read(client, make_request("poisoned", (POISON,)))
     assert sum(link.health.is_healthy for link in client._links.by_replica.values()) == 1
@@ -159,15 +204,15 @@ async def test_a_request_that_brings_replicas_down_is_given_up_after_two(cluster
 async def test_a_replica_that_is_stopped_loses_its_requests_and_may_come_back(
     cluster: RayCluster, app: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = await deploy(cluster, app, 2, resume_timeout_s=30, silence_timeout_s=2.0)
+    client = await deploy(cluster, app, 2, resume_timeout_s=PATIENCE_S, silence_timeout_s=2.0)
     requests = [make_request(f"r{n}", (n + 1,), 150, ignore_eos=True) for n in range(8)]
-    readers = [asyncio.create_task(read(client, request)) for request in requests]
-    await asyncio.sleep(0.4)
+    readers = [Reading(client, request) for request in requests]
+    await until_begun(*readers)
     stopped = replica_pids(app)[0]
     os.kill(stopped, signal.SIGSTOP)
     # Among them one that was sent to the stopped replica and not answered: it is asked for elsewhere, too.
     requests += [make_request(f"later {n}", (n + 11,), 20, ignore_eos=True) for n in range(4)]
-    readers += [asyncio.create_task(read(client, request)) for request in requests[8:]]
+    readers += [Reading(client, request) for request in requests[8:]]
     try:
         answers = await asyncio.gather(*readers)
     finally:
@@ -177,9 +222,7 @@ async def test_a_replica_that_is_stopped_loses_its_requests_and_may_come_back(
         assert [output.is_finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
     assert caplog.text.count("goes on at") == sum(output.num_resumptions for outputs in answers for output in outputs)
     assert "has said nothing" in caplog.text
-    async with asyncio.timeout(20):
-        while [s.num_running + s.num_waiting for s in await client.stats()] != [0, 0]:
-            await asyncio.sleep(0.05)
+    await until_busy(client, 0, 0)
     again = [make_request(f"again {n}", (n + 1,), 20, ignore_eos=True) for n in range(8)]
     assert [ids_of(await read(client, request)) for request in again] == [continuation(request) for request in again]
     await client.close()
@@ -190,8 +233,8 @@ async def test_a_gateway_that_was_stopped_does_not_take_its_own_silence_for_the_
 ) -> None:
     client = await deploy(cluster, app, 1, silence_timeout_s=2.0)
     request = make_request("long", (1,), 300, ignore_eos=True)
-    reading = asyncio.create_task(read(client, request))
-    await asyncio.sleep(0.2)
+    reading = Reading(client, request)
+    await until_begun(reading)
     time.sleep(3)  # nothing of this process runs
     assert ids_of(await reading) == continuation(request)
     assert "has said nothing" not in caplog.text
@@ -202,8 +245,8 @@ async def test_an_engine_whose_step_fails_answers_all_and_is_replaced(
     cluster: RayCluster, app: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = await deploy(cluster, app, 1)
-    long = asyncio.create_task(read(client, make_request("long", max_tokens=4000, ignore_eos=True)))
-    await asyncio.sleep(0.2)
+    long = Reading(client, make_request("long", max_tokens=4000, ignore_eos=True))
+    await until_begun(long)
     with pytest.raises(EngineDeadError, match="internal error"):
         await read(client, make_request("poisoned", (POISON,)))
     outputs = await long
@@ -233,8 +276,8 @@ async def test_a_dead_engine_among_healthy_ones_gets_no_requests(cluster: RayClu
 
 async def test_a_stuck_engine_turns_red_and_is_replaced(cluster: RayCluster, app: str) -> None:
     client = await deploy(cluster, app, 1)
-    stuck = asyncio.create_task(read(client, make_request("stuck", (STALL,))))
-    async with asyncio.timeout(5):
+    stuck = Reading(client, make_request("stuck", (STALL,)))
+    async with asyncio.timeout(PATIENCE_S):
         while (await client.health()).is_healthy:
             await asyncio.sleep(0.05)
     with pytest.raises(EngineDeadError, match="step"):
@@ -246,19 +289,15 @@ async def test_a_stuck_engine_turns_red_and_is_replaced(cluster: RayCluster, app
 async def test_scaling_down_lets_requests_end_and_scaling_up_is_noticed(cluster: RayCluster, app: str) -> None:
     client = await deploy(cluster, app, 2)
     requests = [make_request(f"r{n}", (n + 1,), 200, ignore_eos=True) for n in range(4)]
-    readers = [asyncio.create_task(read(client, request)) for request in requests]
-    await asyncio.sleep(0.2)
+    readers = [Reading(client, request) for request in requests]
+    await until_begun(*readers)
     smaller = await deploy(cluster, app, 1)
     for reader, request in zip(readers, requests, strict=True):
         assert ids_of(await reader) == continuation(request)
-    async with asyncio.timeout(10):
-        while len(replica_pids(app)) > 1:
-            await asyncio.sleep(0.1)
+    await until(lambda: len(replica_pids(app)) <= 1)
     assert len(await client.stats()) == 1
     larger = await deploy(cluster, app, 2)
-    async with asyncio.timeout(10):
-        while len(await client.stats()) < 2:
-            await asyncio.sleep(0.1)
+    await until_busy(client, 0, 0)
     for other in (client, smaller, larger):
         await other.close()
 
@@ -299,12 +338,12 @@ async def test_a_killed_gateway_takes_its_requests_with_it(cluster: RayCluster, 
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as gateway:
         assert gateway.stdout is not None
         try:
-            line = await asyncio.wait_for(asyncio.to_thread(gateway.stdout.readline), 30)
+            line = await asyncio.wait_for(asyncio.to_thread(gateway.stdout.readline), PATIENCE_S)
             assert line == b"token\n"
             assert [s.num_running for s in await client.stats()] == [1]
         finally:
             gateway.kill()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):  # by itself it would run for twice as long
         while [s.num_running for s in await client.stats()] != [0]:
             await asyncio.sleep(0.02)
     await client.close()

@@ -37,7 +37,7 @@ def completion(server: ServerProcess) -> str:
 
 def samples(server: ServerProcess, name: str) -> Iterator[tuple[str, float]]:
     """The label and value of what a server tells, where a metric has one label."""
-    for line in httpx.get(server.url + "/metrics", timeout=10).text.splitlines():
+    for line in httpx.get(server.url + "/metrics", timeout=60).text.splitlines():
         if line.startswith(f"mosaic_{name}{{"):
             label, _, value = line.rpartition(" ")
             yield label, float(value)
@@ -52,7 +52,7 @@ def apps() -> set[str]:
 def refuse(address: str) -> subprocess.CompletedProcess[str]:
     """What becomes of a server that wants other engines under the same name."""
     command = [sys.executable, "-m", "service", "serve", *options(address), "--max-num-seqs", "7", "--port", "0"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, env=clean_environment())
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=clean_environment())
 
 
 def serve_together(address: str) -> None:

@@ -82,7 +82,7 @@ def offers() -> bool:
     """Whether a server is there and has opened its files."""
     import ray
 
-    return any(ray.get(actor.sizes.remote(), timeout=30) for actor in presences_of(APP))
+    return any(ray.get(actor.sizes.remote(), timeout=120) for actor in presences_of(APP))
 
 
 def serve_from_elsewhere(address: str, directory: Path) -> None:
@@ -138,7 +138,7 @@ def offer(app: str, directory: Path) -> Any:
     from service.ray_frontends import _Presence, _start
 
     actor = _start(_Presence, f"{app}:{uuid.uuid4().hex}", {}, directory)
-    assert ray.get(actor.sizes.remote(), timeout=30)
+    assert ray.get(actor.sizes.remote(), timeout=120)
     return actor
 
 

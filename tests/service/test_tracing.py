@@ -34,7 +34,7 @@ def collector() -> Iterator[Collector]:
 def client(collector: Collector) -> Iterator[httpx.Client]:
     with (
         ServerProcess("--local", "--threads", "1", "--trace-endpoint", collector.url) as server,
-        httpx.Client(base_url=server.url, timeout=30) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         yield client
 
@@ -45,7 +45,7 @@ def test_a_completion_is_a_trace_from_its_caller_to_the_phases_in_the_engine(
     body = {"prompt": "Once upon a time", "max_tokens": 8, "n": 2, "ignore_eos": True, "seed": 5}
     answer = client.post("/v1/completions", json=body, headers={"traceparent": PARENT}).json()
     name = f"text_completion {answer['model']}"
-    wait_until(lambda: collector.named(name) and len(collector.named("decode")) == 2, "the spans", 20)
+    wait_until(lambda: collector.named(name) and len(collector.named("decode")) == 2, "the spans")
     [gateway] = collector.named(name)
     assert (gateway.service, gateway.trace_id, gateway.parent_id) == ("tessera-gateway", TRACE, CALLER)
     expected = {
@@ -77,7 +77,7 @@ def test_refusals_and_the_unsampled(client: httpx.Client, collector: Collector) 
     client.post("/v1/completions", json={"prompt": "x", "max_tokens": 1}, headers={"traceparent": PARENT[:-1] + "0"})
     client.get("/v1/models")
     client.post("/v1/completions", json={"prompt": "x", "max_tokens": -1})
-    wait_until(lambda: collector.spans, "the refusal", 20)
+    wait_until(lambda: collector.spans, "the refusal")
     [span] = collector.spans
     assert (span.name, span.parent_id, span.attributes["http.response.status_code"]) == ("text_completion", "", 400)
 
@@ -108,7 +108,7 @@ async def test_the_context_crosses_ray(cluster: RayCluster, collector: Collector
         request = make_request("r", max_tokens=5, ignore_eos=True)
         outputs = [output async for output in client.generate(replace(request, trace_context=PARENT))]
         assert outputs[-1].is_finished
-        await asyncio.to_thread(wait_until, lambda: len(collector.spans) == 4, "the spans of the replica", 20)
+        await asyncio.to_thread(wait_until, lambda: len(collector.spans) == 4, "the spans of the replica")
     finally:
         await client.close()
         await asyncio.to_thread(serve.delete, "traced")
