@@ -140,14 +140,13 @@ class AsyncEngine:
         scheduler, now_s = self._engine.scheduler, time.monotonic()
         requests, blocks = inspect_requests(scheduler, now_s)
         since_s = now_s - seconds
-        self._engine.meter.book()
         return Inspection(
             replica=self._replica,
             now_s=now_s,
             time_s=time.time(),
             requests=requests,
             blocks=blocks,
-            steps=tuple(step for step in tuple(self._engine.meter.steps) if step.ended_s >= since_s),
+            steps=self._engine.meter.since(since_s),
             finished=tuple(record for record in tuple(scheduler.finished) if record.ended_s >= since_s),
         )
 

@@ -13,22 +13,20 @@ _MEMORY = 0.99
 class _Rate:
     """Tokens over seconds of steps of one class, the latest counting most."""
 
-    __slots__ = ("_num_steps", "_num_tokens", "_seconds")
+    __slots__ = ("_num_steps", "_num_tokens", "_seconds", "per_s")
 
     def __init__(self) -> None:
         self._num_steps = 0
         self._num_tokens = 0.0
         self._seconds = 0.0
+        self.per_s = 0.0  # while too little is known
 
     def add(self, num_tokens: int, seconds: float) -> None:
         self._num_steps += 1
         self._num_tokens = _MEMORY * self._num_tokens + num_tokens
         self._seconds = _MEMORY * self._seconds + seconds
-
-    @property
-    def per_s(self) -> float:
-        """0 while too little is known."""
-        return self._num_tokens / self._seconds if self._num_steps >= _MIN_STEPS and self._seconds > 0 else 0.0
+        if self._num_steps >= _MIN_STEPS and self._seconds > 0:
+            self.per_s = self._num_tokens / self._seconds
 
 
 class Capacity:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -39,6 +39,14 @@ class Tally:
     def observe(self, value: float) -> None:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._total += value
+
+    def observe_all(self, values: Iterable[float]) -> None:
+        """The same for many, in less time."""
+        bounds, counts, total = self._bounds, self._counts, self._total
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            total += value
+        self._total = total
 
     def snapshot(self) -> Distribution:
         return Distribution(self._bounds, tuple(self._counts), self._total)

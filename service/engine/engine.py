@@ -59,10 +59,29 @@ class Engine:
         result = self.runner.execute(plan)
         executed_s = time.monotonic()
         outputs = scheduler.update_from_output(plan, result)
-        times_s = (started_s, planned_s, executed_s, time.monotonic())
-        left = (len(scheduler.running), len(scheduler.waiting), scheduler.blocks.num_free_blocks)
-        self.meter.record(plan, outputs, times_s, left)
+        self._record((started_s, planned_s, executed_s), plan, outputs)
         return expired + outputs
+
+    def _record(
+        self, times_s: tuple[float, float, float], plan: SchedulerOutput, outputs: Sequence[RequestOutput]
+    ) -> None:
+        """Tells the meter of a step, in numbers: a plan that had to wait until it is booked would have left the
+        processor's caches by then.
+        """
+        scheduler = self.scheduler
+        self.meter.record(
+            (
+                *times_s,
+                time.monotonic(),
+                len(plan.scheduled),
+                plan.num_tokens,
+                plan.num_prompt_tokens,
+                len(scheduler.running),
+                len(scheduler.waiting),
+                scheduler.blocks.num_free_blocks,
+                sum([len(output.new_token_ids) for output in outputs]),
+            )
+        )
 
     def stats(
         self,

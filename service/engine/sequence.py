@@ -37,6 +37,7 @@ class Sequence:
         "num_cached_tokens",
         "num_computed_tokens",
         "num_preemptions",
+        "num_prompt_tokens",
         "place",
         "prompt_logprobs",
         "request",
@@ -54,6 +55,7 @@ class Sequence:
         self.request = request
         self.status = RequestStatus.WAITING
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.output_token_ids]
+        self.num_prompt_tokens = len(request.prompt_token_ids)
         self.num_computed_tokens = 0
         self.num_preemptions = 0
         self.num_cached_tokens: int | None = None
@@ -88,13 +90,9 @@ class Sequence:
         return len(self.token_ids)
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
-
-    @property
     def num_output_tokens(self) -> int:
         """Ids generated so far, those brought along from elsewhere included."""
-        return len(self.token_ids) - len(self.request.prompt_token_ids)
+        return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -102,7 +100,7 @@ class Sequence:
 
     @property
     def output_token_ids(self) -> list[int]:
-        return self.token_ids[len(self.request.prompt_token_ids) :]
+        return self.token_ids[self.num_prompt_tokens :]
 
     def counts(self) -> TokenCounts:
         """Of the tokens known, those written so far counted; the same object each time, kept up to date."""

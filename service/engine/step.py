@@ -43,7 +43,18 @@ class SchedulerOutput:
 
     @property
     def num_tokens(self) -> int:
-        return sum(item.num_tokens for item in self.scheduled)
+        return sum([item.num_tokens for item in self.scheduled])
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """How many of them are of prompts."""
+        return sum(
+            [
+                min(item.num_tokens, num_prompt - item.start)
+                for item in self.scheduled
+                if item.start < (num_prompt := item.sequence.num_prompt_tokens)
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from service.engine.meter import StepMeter
+from service.engine.engine import Engine
 from service.gateway.history import History
 from service.gateway.run import CompletionRun
 from service.gateway.survey import Survey, Surveyor
@@ -77,7 +77,7 @@ class Recording:
         self._recorders: list[tuple[Any, str, Any, Callable[..., Any]]] = [
             (owner, name, instead, repeat(getattr(owner, name)))
             for owner, name, instead, repeat in (
-                (StepMeter, "record", _nothing, repetition.of_engine),
+                (Engine, "_record", _nothing, repetition.of_engine),
                 (GatewayMetrics, "http_finished", _nothing, repetition.of),
                 (GatewayMetrics, "rejected", _nothing, repetition.of),
                 (CompletionRun, "_count", _nothing, repetition.of),
