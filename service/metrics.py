@@ -6,16 +6,17 @@ of the gateway that counted it, so that one scrape can tell of several and sums 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import generate_latest
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from service.engine.distribution import Tally
 from service.engine.stats import EngineInfo, EngineStats, Fleet
-from service.engine_metrics import PREFIX, cumulated, engine_families
+from service.engine_metrics import PREFIX, engine_families
+from service.instruments import Counter, Family, Gauge, Histogram, Labels, S
 
 # Seconds. Small models answer within a few milliseconds, so that is where the buckets are finest.
 SECONDS = (
@@ -55,93 +56,45 @@ class Phases:
         return self.gateway + self.queue + self.prefill + self.decode + self.stream
 
 
-class PlainHistogram(Collector):
-    """A histogram without labels that is cheap enough to observe at every token. For one thread only.
-
-    Values wait in a list until they are collected, which `History` sees to every two seconds.
-    """
-
-    def __init__(self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._tally = Tally(buckets)
-        self._observed: list[float] = []
-        self.observe = self._observed.append
-        registry.register(self)
-
-    def collect(self) -> Iterator[Metric]:
-        for value in self._observed:
-            self._tally.observe(value)
-        self._observed.clear()
-        values = self._tally.snapshot()
-        yield HistogramMetricFamily(self._name, self._documentation, buckets=cumulated(values), sum_value=values.total)
-
-
-class PlainCounter(Collector):
-    """A counter without labels, as cheap. For one thread only."""
-
-    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._value = 0
-        registry.register(self)
-
-    def inc(self, amount: int = 1) -> None:
-        self._value += amount
-
-    def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily(self._name, self._documentation, value=self._value)
-
-
 class GatewayMetrics:
-    """The metrics of one gateway, in a registry of their own. For the event loop's thread only.
+    """The metrics of one gateway. For the event loop's thread only.
 
     `gateway` is its name, different for each gateway of the same engines.
     """
 
     def __init__(self, info: EngineInfo, version: str, gateway: str) -> None:
         self.gateway = gateway
-        self.registry = CollectorRegistry()
+        self._collectors: list[Callable[[], Metric]] = []
         self._declare_http()
         self._declare_requests()
         self._declare_keys()
         self._declare_latencies()
         self._declare_phases()
-        self._start_up = Gauge(
-            PREFIX + "start_up_seconds", "From the launch to the first request taken.", registry=self.registry
-        )
+        self._start_up = self._gauge("start_up_seconds", "From the launch to the first request taken.")
         build = {"version": version, "dtype": info.dtype, "memory_dtype": info.memory_dtype, "device": info.device}
         build |= {"kernel_path": info.kernel_path, "fingerprint": info.fingerprint[:12]}
-        labels = list(build)
-        Gauge(PREFIX + "build_info", "What runs here; always 1.", labels, registry=self.registry).labels(**build).set(1)
+        self._gauges("build_info", "What runs here; always 1.", *build).of(*build.values()).set(1)
 
     def families(self) -> list[Metric]:
-        """All metrics of this gateway now. They can be pickled and belong to the caller."""
-        families = list(self.registry.collect())
-        for family in families:
-            family.samples = [
-                sample._replace(labels={"gateway": self.gateway, **sample.labels})
-                for sample in family.samples
-                if not sample.name.endswith("_created")
-            ]
-        return families
+        """All metrics of this gateway now. They can be pickled and belong to the caller, but for their labels."""
+        return [collect() for collect in self._collectors]
 
     def http_finished(self, method: str, route: str, status: int, duration_s: float) -> None:
         """One HTTP exchange has ended. `route` is a template, so that clients cannot make up labels."""
-        self._http_requests.labels(method, route, str(status)).inc()
-        self._http_duration.labels(method, route).observe(duration_s)
+        self._http_requests.of(method, route, str(status)).inc()
+        self._http_duration.of(method, route).observe(duration_s)
 
     def rejected(self, reason: str, key: str = "") -> None:
         """A completion was refused before it began; `reason` is the error's code, `key` the id of its API key."""
-        self._rejected.labels(reason).inc()
-        self._key_rejected.labels(key).inc()
+        self._rejected.of(reason).inc()
+        self._key_rejected.of(key).inc()
 
     def finished(self, reason: str, num_prompt_tokens: int, num_tokens: int, phases: Phases, key: str = "") -> None:
         """A request has ended, `reason` being a finish reason and `key` the id of its API key."""
-        self._success.labels(reason).inc()
-        self._key_requests.labels(key).inc()
-        self._key_prompt_tokens.labels(key).inc(num_prompt_tokens)
-        self._key_generation_tokens.labels(key).inc(num_tokens)
+        self._success.of(reason).inc()
+        self._key_requests.of(key).inc()
+        self._key_prompt_tokens.of(key).inc(num_prompt_tokens)
+        self._key_generation_tokens.of(key).inc(num_tokens)
         self._prompt_length.observe(num_prompt_tokens)
         self._generation_length.observe(num_tokens)
         self._e2e.observe(phases.total)
@@ -156,67 +109,54 @@ class GatewayMetrics:
         self._start_up.set(seconds)
 
     def _declare_http(self) -> None:
-        self._http_requests = Counter(
-            PREFIX + "http_requests", "HTTP requests.", ["method", "route", "status"], registry=self.registry
-        )
-        self._http_duration = Histogram(
-            PREFIX + "http_request_duration_seconds",
+        self._http_requests = self._counters("http_requests", "HTTP requests.", "method", "route", "status")
+        self._http_duration = self._family(
+            partial(Histogram, bounds=SECONDS),
+            "histogram",
+            "http_request_duration_seconds",
             "From an HTTP request's head to its answer's end.",
-            ["method", "route"],
-            buckets=SECONDS,
-            registry=self.registry,
+            ("method", "route"),
         )
-        self._rejected = Counter(
-            PREFIX + "requests_rejected",
-            "Completions refused before they began, by error code.",
-            ["reason"],
-            registry=self.registry,
+        self._rejected = self._counters(
+            "requests_rejected", "Completions refused before they began, by error code.", "reason"
         )
         for reason in (*REFUSALS, *_LIMITED):
-            self._rejected.labels(reason)
+            self._rejected.of(reason)
 
     def _declare_requests(self) -> None:
-        self.in_flight = Gauge(
-            PREFIX + "num_completions_in_flight", "Completions accepted and not yet answered.", registry=self.registry
-        )
-        self.draining = Gauge(
-            PREFIX + "draining",
-            "Whether new completions are refused because this gateway ends.",
-            registry=self.registry,
-        )
-        self.prompt_tokens = self._plain_counter("prompt_tokens", "Prompt tokens of accepted requests.")
-        self.generation_tokens = self._plain_counter("generation_tokens", "Tokens received from the engine.")
-        self.resumptions = self._plain_counter(
+        self.in_flight = self._gauge("num_completions_in_flight", "Completions accepted and not yet answered.")
+        self.draining = self._gauge("draining", "Whether new completions are refused because this gateway ends.")
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
+        self.generation_tokens = self._counter("generation_tokens", "Tokens received from the engine.")
+        self.resumptions = self._counter(
             "request_resumptions", "Times a request went on at another replica because its own was lost."
         )
-        self.cancelled = self._plain_counter("requests_cancelled", "Completions whose client went away.")
-        self._success = Counter(
-            PREFIX + "request_success", "Requests that ended, by reason.", ["finished_reason"], registry=self.registry
-        )
+        self.cancelled = self._counter("requests_cancelled", "Completions whose client went away.")
+        self._success = self._counters("request_success", "Requests that ended, by reason.", "finished_reason")
         for reason in _FINISHES:
-            self._success.labels(reason)
-        self._prompt_length = self._histogram("request_prompt_tokens", "Prompt length.", buckets=TOKENS)
-        self._generation_length = self._histogram("request_generation_tokens", "Tokens generated.", buckets=TOKENS)
+            self._success.of(reason)
+        self._prompt_length = self._histogram("request_prompt_tokens", "Prompt length.", TOKENS)
+        self._generation_length = self._histogram("request_generation_tokens", "Tokens generated.", TOKENS)
 
     def _declare_keys(self) -> None:
-        self._key_requests = self._counter("key_requests", "Requests that ended, by API key.", ["key"])
-        self._key_prompt_tokens = self._counter("key_prompt_tokens", "Their prompt tokens, by API key.", ["key"])
-        self._key_generation_tokens = self._counter("key_generation_tokens", "Their new tokens, by API key.", ["key"])
-        self._key_rejected = self._counter("key_rejected", "Completions refused, by API key.", ["key"])
+        self._key_requests = self._counters("key_requests", "Requests that ended, by API key.", "key")
+        self._key_prompt_tokens = self._counters("key_prompt_tokens", "Their prompt tokens, by API key.", "key")
+        self._key_generation_tokens = self._counters("key_generation_tokens", "Their new tokens, by API key.", "key")
+        self._key_rejected = self._counters("key_rejected", "Completions refused, by API key.", "key")
         for counter in (self._key_requests, self._key_prompt_tokens, self._key_generation_tokens, self._key_rejected):
-            counter.labels("")  # of requests without one
+            counter.of("")  # of requests without one
 
     def _declare_latencies(self) -> None:
         self.ttft = self._histogram("time_to_first_token_seconds", "From the HTTP request's head to the first token.")
         self.itl = self._histogram(
             "inter_token_latency_seconds",
             "Between a request's consecutive tokens, as they reach the gateway.",
-            buckets=TOKEN_SECONDS,
+            TOKEN_SECONDS,
         )
         self.tpot = self._histogram(
             "request_time_per_output_token_seconds",
             "Mean time of a request's tokens after the first.",
-            buckets=TOKEN_SECONDS,
+            TOKEN_SECONDS,
         )
         self._e2e = self._histogram(
             "e2e_request_latency_seconds", "From the HTTP request's head until its last text is on its way."
@@ -233,14 +173,27 @@ class GatewayMetrics:
             "request_stream_time_seconds", "All other time: the way to the engine and back, and writing to the client."
         )
 
-    def _counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Counter:
-        return Counter(PREFIX + name, documentation, labels, registry=self.registry)
+    def _counter(self, name: str, documentation: str) -> Counter:
+        return self._counters(name, documentation).of()
 
-    def _histogram(self, name: str, documentation: str, buckets: Sequence[float] = SECONDS) -> PlainHistogram:
-        return PlainHistogram(PREFIX + name, documentation, buckets, self.registry)
+    def _counters(self, name: str, documentation: str, *names: str) -> Family[Counter]:
+        return self._family(Counter, "counter", name, documentation, names)
 
-    def _plain_counter(self, name: str, documentation: str) -> PlainCounter:
-        return PlainCounter(PREFIX + name, documentation, self.registry)
+    def _gauge(self, name: str, documentation: str) -> Gauge:
+        return self._gauges(name, documentation).of()
+
+    def _gauges(self, name: str, documentation: str, *names: str) -> Family[Gauge]:
+        return self._family(Gauge, "gauge", name, documentation, names)
+
+    def _histogram(self, name: str, documentation: str, bounds: Sequence[float] = SECONDS) -> Histogram:
+        return self._family(partial(Histogram, bounds=bounds), "histogram", name, documentation).of()
+
+    def _family(
+        self, create: Callable[[str, Labels], S], kind: str, name: str, documentation: str, names: Sequence[str] = ()
+    ) -> Family[S]:
+        family = Family(create, kind, PREFIX + name, documentation, {"gateway": self.gateway}, names)
+        self._collectors.append(family.collect)
+        return family
 
 
 def render(

@@ -61,8 +61,8 @@ def create_app(
     version = package_version()
     drain = Drain(settings.drain_retry_after_s, settings.drain_grace_s)
     metrics = GatewayMetrics(served.info, version, settings.name)
-    metrics.draining.set_function(lambda: drain.is_draining)
-    metrics.in_flight.set_function(lambda: drain.num_in_flight)
+    metrics.draining.read = lambda: drain.is_draining
+    metrics.in_flight.read = lambda: drain.num_in_flight
     # The documentation pages would load scripts from elsewhere; the document itself stays.
     app = FastAPI(
         title="Tessera", version=version, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_sampled

@@ -1,21 +1,29 @@
 """`tessera`, whose recording can be switched off: `python -m tests.service.unmetered 10 serve --local --port 8000`.
 
 SIGUSR1 puts nothing in the place of all that counts and times for metrics, the dashboard and `/debug/`; SIGUSR2 puts it
-back, each call made as often as the first argument says. For measuring what recording costs, and for nothing else.
+back, each call made as often as the first argument says, and the dashboard's history sampled that much more often. For
+measuring what recording costs, and for nothing else.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from service.engine.engine import Engine
-from service.gateway.history import History
+from service.gateway import history
 from service.gateway.run import CompletionRun
 from service.gateway.survey import Survey, Surveyor
-from service.metrics import GatewayMetrics, PlainCounter, PlainHistogram
+from service.metrics import GatewayMetrics
+
+# What is called at every step or token: its arguments. The others may be called more slowly.
+OFTEN = {"_record": "engine, times_s, plan, outputs", "observe": "value", "inc": "amount=1"}
+# What a gateway's metrics record outside of what is repeated as a whole.
+OBSERVED = ("itl", "ttft")
+COUNTED = ("generation_tokens", "prompt_tokens", "resumptions", "cancelled")
 
 
 def _nothing(*_: object, **__: object) -> None:
@@ -26,95 +34,74 @@ async def _no_survey(*_: object, **__: object) -> Survey:
     return Survey([], None)
 
 
-class _Repetition:
-    """Makes every call `times` over, but not those that a repeated call makes in turn."""
-
-    def __init__(self, times: int) -> None:
-        self.times = times
-        self._is_within = False
-
-    def of(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """For functions of one thread, the event loop's."""
+def _repeated(name: str, function: Callable[..., Any], times: int) -> Callable[..., Any]:
+    """Calls `function` `times` over. What is called often is written out, since a loop and passing on any arguments
+    would take longer than a value that goes into a list.
+    """
+    if name not in OFTEN:
 
         def repeat(*arguments: Any, **named: Any) -> Any:
-            if self._is_within:
-                return function(*arguments, **named)
-            self._is_within = True
-            for _ in range(self.times - 1):
-                function(*arguments, **named)
-            result = function(*arguments, **named)
-            self._is_within = False
-            return result
-
-        return repeat
-
-    def of_engine(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """For what the engine's thread calls."""
-
-        def repeat(*arguments: Any, **named: Any) -> Any:
-            for _ in range(self.times - 1):
+            for _ in range(times - 1):
                 function(*arguments, **named)
             return function(*arguments, **named)
 
         return repeat
-
-    def of_survey(self, survey: Callable[..., Awaitable[Survey]]) -> Callable[..., Awaitable[Survey]]:
-        async def repeat(*arguments: Any, **named: Any) -> Survey:
-            for _ in range(self.times - 1):
-                await survey(*arguments, **named)
-            return await survey(*arguments, **named)
-
-        return repeat
+    arguments = ", ".join(argument.partition("=")[0] for argument in OFTEN[name].split(", "))
+    calls = f"\n    function({arguments})" * times
+    scope: dict[str, Any] = {"function": function}
+    exec(f"def repeat({OFTEN[name]}):{calls}", scope)
+    repeat_often: Callable[..., Any] = scope["repeat"]
+    return repeat_often
 
 
 class Recording:
     """All that records in this process, `times` for once. Create it before any gateway."""
 
     def __init__(self, times: int) -> None:
-        self._histograms: list[PlainHistogram] = []
-        self._watch_histograms()
-        self._repetition = repetition = _Repetition(times)
-        self._recorders: list[tuple[Any, str, Any, Callable[..., Any]]] = [
-            (owner, name, instead, repeat(getattr(owner, name)))
-            for owner, name, instead, repeat in (
-                (Engine, "_record", _nothing, repetition.of_engine),
-                (GatewayMetrics, "http_finished", _nothing, repetition.of),
-                (GatewayMetrics, "rejected", _nothing, repetition.of),
-                (CompletionRun, "_count", _nothing, repetition.of),
-                (PlainCounter, "inc", _nothing, repetition.of),
-                (History, "record", _nothing, repetition.of),
-                (Surveyor, "survey", _no_survey, repetition.of_survey),
-            )
-        ]
+        self._times = times
+        self._is_on = True
+        self._recorders: list[tuple[Any, str, Callable[..., Any], Callable[..., Any]]] = []
+        for owner, name in (
+            (Engine, "_record"),
+            (GatewayMetrics, "http_finished"),
+            (GatewayMetrics, "rejected"),
+            (CompletionRun, "_count"),
+        ):
+            self._add(owner, name, _nothing, _repeated(name, getattr(owner, name), times))
+        # Not repeated but done more often.
+        self._add(history.History, "record", _nothing, history.History.record)
+        self._add(Surveyor, "survey", _no_survey, Surveyor.survey)
+        history.PERIOD_S /= times
+        self._watch_gateways()
 
-    def stop(self) -> None:
-        for owner, name, instead, _ in self._recorders:
-            setattr(owner, name, instead)
-        for histogram in self._histograms:
-            histogram.observe = _nothing
+    def switch(self, *, is_on: bool) -> None:
+        self._is_on = is_on
+        for owner, name, off, on in self._recorders:
+            setattr(owner, name, on if is_on else off)
 
-    def start(self) -> None:
-        for owner, name, _, repeated in self._recorders:
-            setattr(owner, name, repeated)
-        for histogram in self._histograms:
-            histogram.observe = self._repetition.of(histogram._observed.append)
+    def _add(self, owner: Any, name: str, off: Callable[..., Any], on: Callable[..., Any]) -> None:
+        self._recorders.append((owner, name, off, on))
+        setattr(owner, name, on if self._is_on else off)
 
-    def _watch_histograms(self) -> None:
-        """Those of `GatewayMetrics` are called through their instances, which have to be known."""
-        create, histograms = PlainHistogram.__init__, self._histograms
+    def _watch_gateways(self) -> None:
+        """What they record themselves is called through their instruments, which have to be known."""
+        create = GatewayMetrics.__init__
 
-        def create_and_remember(histogram: PlainHistogram, *arguments: Any) -> None:
-            create(histogram, *arguments)
-            histograms.append(histogram)
+        def create_and_watch(metrics: GatewayMetrics, *arguments: Any) -> None:
+            create(metrics, *arguments)
+            for names, call in ((OBSERVED, "observe"), (COUNTED, "inc")):
+                for name in names:
+                    function = getattr(getattr(metrics, name), call)
+                    setattr(metrics, name, stand_in := SimpleNamespace())
+                    self._add(stand_in, call, _nothing, _repeated(call, function, self._times))
 
-        PlainHistogram.__init__ = create_and_remember  # type: ignore
+        GatewayMetrics.__init__ = create_and_watch  # type: ignore
 
 
 def main() -> None:
     recording = Recording(int(sys.argv.pop(1)))
-    recording.start()
-    signal.signal(signal.SIGUSR1, lambda *_: recording.stop())
-    signal.signal(signal.SIGUSR2, lambda *_: recording.start())
+    signal.signal(signal.SIGUSR1, lambda *_: recording.switch(is_on=False))
+    signal.signal(signal.SIGUSR2, lambda *_: recording.switch(is_on=True))
     from service.cli import main as tessera
 
     tessera()
