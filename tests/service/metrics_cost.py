@@ -1,63 +1,67 @@
-"""What counting costs, in microseconds of CPU time: `python -m tests.service.metrics_cost`."""
+"""What each recording takes in a server under load, in microseconds: `python -m tests.service.metrics_cost`.
+
+Each call is clocked where it is made, between steps of the network, which empty the processor's caches: in a loop of
+its own it would take half of that. The sum is what recording takes if all else waits for it; `metrics_toll` measures
+what throughput loses.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import argparse
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Mapping
+from time import perf_counter
+from timeit import timeit
 
-from service.engine.stats import EngineStats
-from service.gateway.history import History
-from service.gateway.survey import Survey
-from service.metrics import GatewayMetrics, Phases
-from tests.engine.scripted import make_engine, make_request, make_scheduler
-from tests.gateway.fake_engine import INFO
+import httpx
 
-BATCH = 8
+from tests.service.loaded import add_load_options, loaded
 
-
-def microseconds(function: Callable[[], object], num_calls: int) -> float:
-    """The best of a few runs: what other processes do makes it only longer."""
-    best = float("inf")
-    for _ in range(7):
-        started_s = time.process_time()
-        for _ in range(num_calls):
-            function()
-        best = min(best, time.process_time() - started_s)
-    return best / num_calls * 1e6
+SCRAPE_PERIOD_S = 5.0
+# Of a step: when it began, was planned and was executed. Of a token: when it came. Phases and logs are told by them.
+CLOCKS_A_STEP, CLOCKS_A_TOKEN = 3, 1
 
 
-def step_cost() -> float:
-    """Of one step that decodes for `BATCH` requests."""
-    scheduler = make_scheduler(num_blocks=1024, max_num_seqs=BATCH, max_num_batched_tokens=64)
-    engine = make_engine(scheduler)
-    for number in range(BATCH):
-        engine.add_request(make_request(f"r{number}", max_tokens=20, ignore_eos=True))
-    outputs = [engine.step() for _ in range(4)][-1]
-    plan = scheduler.schedule()
+def table(found: Mapping[str, tuple[int, float]], seconds: float) -> str:
+    """A row for each recording, of so many `seconds`."""
+    num_steps, num_tokens = found["a step, noted"][0], found["a gap between tokens"][0]
+    clock_us = timeit("perf_counter()", "from time import perf_counter", number=100_000) * 10
+    rows = {**found, "reading the clock": (CLOCKS_A_STEP * num_steps + CLOCKS_A_TOKEN * num_tokens, clock_us)}
+    lines = ["| recording | a second | us each | us a step |", "| --- | --- | --- | --- |"]
+    total_us = 0.0
+    for name, (num_calls, mean_us) in rows.items():
+        step_us = num_calls * mean_us / num_steps
+        total_us += step_us
+        lines.append(f"| {name} | {num_calls / seconds:.1f} | {mean_us:.2f} | {step_us:.2f} |")
+    share = total_us * num_steps / seconds / 1e6
+    lines.append(f"| all | | | {total_us:.2f}, {100 * share:.2f} % of the time |")
+    lines.append(f"{num_steps / seconds:.0f} steps and {num_tokens / seconds:.0f} tokens a second")
+    return "\n".join(lines)
 
-    def record() -> None:
-        engine._record((time.monotonic(), time.monotonic(), time.monotonic()), plan, outputs)
 
-    return microseconds(record, 5000)
+async def measure(options: argparse.Namespace) -> str:
+    async with loaded("tests.service.clocked", options, options.seconds) as server:
+        os.kill(server.pid, signal.SIGUSR1)
+        began_s = perf_counter()
+        async with httpx.AsyncClient(base_url=server.url, timeout=10) as client:
+            while perf_counter() - began_s < options.seconds:
+                await asyncio.sleep(SCRAPE_PERIOD_S)
+                (await client.get("/metrics")).raise_for_status()
+        seconds = perf_counter() - began_s
+        os.kill(server.pid, signal.SIGUSR2)
+        await server.load
+        [line] = [line for line in server.log.read_text().splitlines() if line.startswith('{"a step')]
+    return table(json.loads(line), seconds)
 
 
 def main() -> None:
-    metrics, phases, history = GatewayMetrics(INFO, "", ""), Phases(0.1, 0.1, 0.1, 0.1, 0.1), History()
-
-    def sample() -> None:
-        history.record(Survey([metrics.families()], [EngineStats("0")]), time.monotonic())
-
-    def tokens() -> None:
-        for _ in range(1000):
-            metrics.itl.observe(0.003)
-            metrics.generation_tokens.inc(1)
-        list(metrics.itl.collect())
-
-    token = microseconds(tokens, 50) / 1000
-    print(f"a step of {BATCH}: {step_cost():.2f} us")
-    print(f"a token at the gateway: {token:.2f} us")
-    print(f"a request: {microseconds(lambda: metrics.finished('stop', 10, 100, phases), 3000):.2f} us")
-    print(f"a sample of the history, every two seconds: {microseconds(sample, 20):.0f} us")
+    parser = argparse.ArgumentParser(description="What each recording takes in a server under load.")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    add_load_options(parser)
+    print(asyncio.run(measure(parser.parse_args())))
 
 
 if __name__ == "__main__":
