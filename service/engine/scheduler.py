@@ -210,6 +210,8 @@ class Scheduler:
         snapshots = self.blocks.prefix_cache.snapshots(sequence, start, start + num_tokens)
         draft.scheduled.append(ScheduledSequence(sequence, start, num_tokens, is_sampled, snapshots))
         draft.budget -= num_tokens
+        if start < sequence.num_prompt_tokens:
+            draft.num_prompt_tokens += min(num_tokens, sequence.num_prompt_tokens - start)
 
     def update_from_output(self, plan: SchedulerOutput, step: StepOutput) -> list[RequestOutput]:
         """Books what a step did."""

@@ -29,32 +29,20 @@ class ScheduledSequence(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """The plan of one step, at most `max_num_batched_tokens` tokens, each sequence at most once.
+    """The plan of one step, at most `max_num_batched_tokens` tokens, each sequence at most once. Of its `num_tokens`,
+    `num_prompt_tokens` are of prompts.
 
     Before anything else, blocks are swapped out and in, and blocks and state slots are copied (from, to). All this
     reads blocks as they were before it, and slots as they are after the swaps.
     """
 
     scheduled: tuple[ScheduledSequence, ...]
+    num_tokens: int
+    num_prompt_tokens: int
     swap_outs: tuple[Swap, ...] = ()
     swap_ins: tuple[Swap, ...] = ()
     block_copies: tuple[tuple[int, int], ...] = ()
     slot_copies: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def num_tokens(self) -> int:
-        return sum([item.num_tokens for item in self.scheduled])
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """How many of them are of prompts."""
-        return sum(
-            [
-                min(item.num_tokens, num_prompt - item.start)
-                for item in self.scheduled
-                if item.start < (num_prompt := item.sequence.num_prompt_tokens)
-            ]
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +63,27 @@ class StepOutput:
 
 @dataclass(slots=True)
 class Draft:
-    """A plan in the making, and how many more tokens it may have."""
+    """A plan in the making, of `limit` tokens at most, and the `budget` that is left of them."""
 
-    budget: int
+    limit: int
+    budget: int = field(init=False)
+    num_prompt_tokens: int = 0
     scheduled: list[ScheduledSequence] = field(default_factory=list)
     block_copies: list[tuple[int, int]] = field(default_factory=list)
     slot_copies: list[tuple[int, int]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.budget = self.limit
+
     def finish(self, swap_pool: SwapPool) -> SchedulerOutput:
         # A plan without sequences is not executed: what is to be swapped then waits for the next.
         outs, ins = swap_pool.take() if self.scheduled else ((), ())
-        return SchedulerOutput(tuple(self.scheduled), outs, ins, tuple(self.block_copies), tuple(self.slot_copies))
+        return SchedulerOutput(
+            tuple(self.scheduled),
+            self.limit - self.budget,
+            self.num_prompt_tokens,
+            outs,
+            ins,
+            tuple(self.block_copies),
+            tuple(self.slot_copies),
+        )

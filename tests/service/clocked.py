@@ -1,17 +1,16 @@
 """`tessera`, each of whose recording calls is clocked: `python -m tests.service.clocked serve --local --port 8000`.
 
-SIGUSR1 begins anew; SIGUSR2 prints, as a line of JSON, how often each was called since and its mean microseconds, those
-of other clocked calls within it and what the clock itself takes left out.
+SIGUSR1 begins anew; SIGUSR2 prints, as a line of JSON, how often each was called since and the median of its
+microseconds, those of other clocked calls within it and of the clock itself left out.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import signal
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
@@ -43,14 +42,6 @@ INSTRUMENTS = (
     ("a first token", "ttft", "observe"),
     ("a prompt", "prompt_tokens", "inc"),
 )
-
-
-# Of each call's times, the longest are not counted: in them the thread waited for another.
-WAITED = 0.02
-
-
-def mean_us(durations_s: Sequence[float]) -> float:
-    return 1e6 * statistics.fmean(sorted(durations_s)[: max(math.ceil(len(durations_s) * (1 - WAITED)), 1)])
 
 
 class Clock:
@@ -87,9 +78,9 @@ class Clock:
         nothing = self.of("nothing", lambda *_: None)
         for _ in range(1000):
             nothing(0.0)
-        own_us = mean_us(self._durations_s.pop("nothing"))
-        means_us = {name: (len(durations_s), mean_us(durations_s) - own_us) for name, durations_s in found.items()}
-        print(json.dumps(means_us), flush=True)
+        own_s = statistics.median(self._durations_s.pop("nothing"))
+        medians = {name: (len(all_s), 1e6 * (statistics.median(all_s) - own_s)) for name, all_s in found.items()}
+        print(json.dumps(medians), flush=True)
 
     def _watch_gateways(self) -> None:
         create = GatewayMetrics.__init__

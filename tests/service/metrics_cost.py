@@ -1,8 +1,8 @@
 """What each recording takes in a server under load, in microseconds: `python -m tests.service.metrics_cost`.
 
 Each call is clocked where it is made, between steps of the network, which empty the processor's caches: in a loop of
-its own it would take half of that. The sum is what recording takes if all else waits for it; `metrics_toll` measures
-what throughput loses.
+its own it would take half of that. A median, so that waiting for other threads is not told as recording. The sum is
+what recording takes if all else waits for it; `metrics_toll` measures what throughput loses.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def table(found: Mapping[str, tuple[int, float]], seconds: float) -> str:
     rows = {**found, "reading the clock": (CLOCKS_A_STEP * num_steps + CLOCKS_A_TOKEN * num_tokens, clock_us)}
     lines = ["| recording | a second | us each | us a step |", "| --- | --- | --- | --- |"]
     total_us = 0.0
-    for name, (num_calls, mean_us) in rows.items():
-        step_us = num_calls * mean_us / num_steps
+    for name, (num_calls, median_us) in rows.items():
+        step_us = num_calls * median_us / num_steps
         total_us += step_us
-        lines.append(f"| {name} | {num_calls / seconds:.1f} | {mean_us:.2f} | {step_us:.2f} |")
+        lines.append(f"| {name} | {num_calls / seconds:.1f} | {median_us:.2f} | {step_us:.2f} |")
     share = total_us * num_steps / seconds / 1e6
     lines.append(f"| all | | | {total_us:.2f}, {100 * share:.2f} % of the time |")
     lines.append(f"{num_steps / seconds:.0f} steps and {num_tokens / seconds:.0f} tokens a second")
