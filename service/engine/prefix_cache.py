@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from service.engine.continuations import Continuations
 from service.engine.prefix_keys import PrefixKeys
 from service.engine.sequence import Sequence
 from service.engine.swap_pool import SwapPool
@@ -28,14 +29,16 @@ class CachedPrefix:
     """The longest beginning of a text that need not be absorbed again.
 
     `blocks` can be shared as they are. The first pairs of `tail`, if there is one, are the text's, the others are not:
-    it has to be copied. `is_growing`: another sequence is just making it longer. In a network with a short-term memory
-    `short_table` has that memory's blocks, None for those that nothing to come can see; `short_tail` as `tail`.
+    it has to be copied. `is_growing`: another sequence is just making it longer. `branch_point`, if it is not 0: it has
+    so many tokens in common with another text, and there is no state after them yet. In a network with a short-term
+    memory `short_table` has that memory's blocks, None for those that nothing to come can see; `short_tail` as `tail`.
     """
 
     blocks: tuple[int, ...] = ()
     tail: int | None = None
     snapshot: StateSnapshot | None = None
     is_growing: bool = False
+    branch_point: int = 0
     short_table: tuple[int | None, ...] = ()
     short_tail: int | None = None
 
@@ -57,7 +60,8 @@ class PrefixCache:
 
     Block m of a text is complete, and gets the key of all tokens up to there, after (m + 1) * block_size + look_ahead
     tokens; the state at that point is its snapshot, in a slot that belongs to the block. Beside those there are a few
-    *tails*: the state just before a prompt's last token, for others with the same prompt, which then absorb that one.
+    *tails*: the state just before a prompt's last token, for others with the same prompt, which then absorb that one;
+    and the state where a second text parted from a first within a block, for a third that goes as far with them.
 
     Slots of snapshots come after the `num_slots` of sequences: one for each block, then `num_slots` for tails. Blocks
     that are evicted go to `swap_pool`, where there is one.
@@ -92,6 +96,9 @@ class PrefixCache:
         self._free_tail_slots = [num_slots + num_blocks + i for i in range(num_slots if is_enabled else 0)]
         # What sequences that have begun will have absorbed soon.
         self._growing: dict[bytes, Sequence] = {}
+        self._blocks_after, self._tails_after = Continuations(), Continuations()
+        # So many tokens more must two texts have in common that a tail is kept of it.
+        self._min_branch = max(block_size // 4, 1)
 
     @property
     def num_slots(self) -> int:
@@ -127,13 +134,28 @@ class PrefixCache:
         for key in keys:
             block = self._blocks.get(key)
             if block is None:
-                return self._whole_blocks(blocks, is_growing=key in self._growing)
+                return self._parted(sequence, blocks, is_growing=key in self._growing)
             blocks.append(block)
-        tail_key = self._keys.of_tail(sequence)
+        tail_key = self._keys.of_tail(sequence, sequence.fork_point)
         tail = self._tails.get(tail_key) if tail_key else None
         if tail is None:
-            return self._whole_blocks(blocks, is_growing=tail_key in self._growing)
+            return self._parted(sequence, blocks, is_growing=tail_key in self._growing)
         return CachedPrefix(tuple(blocks), tail.block, StateSnapshot(sequence.fork_point, tail.slot))
+
+    def _parted(self, sequence: Sequence, blocks: list[int], *, is_growing: bool) -> CachedPrefix:
+        """What there is of a text in `blocks`, and within the next one."""
+        end = min(self._keys.end(len(blocks)) - 1, sequence.fork_point)
+        parent, start = self._keys.parent(sequence, self._keys.end(len(blocks) - 1))
+        token_ids = sequence.token_ids[start:end]
+        key, length = self._tails_after.longest(parent, token_ids)
+        prefix = self._whole_blocks(blocks, is_growing=is_growing)
+        if key is not None:
+            tail = self._tails[key]
+            prefix = CachedPrefix(tuple(blocks), tail.block, StateSnapshot(start + length, tail.slot), is_growing)
+        common = max(after.num_common(parent, token_ids) for after in (self._blocks_after, self._tails_after))
+        if common < length + self._min_branch or start + common == sequence.fork_point:
+            return prefix
+        return replace(prefix, branch_point=start + common)
 
     def shorter(self, prefix: CachedPrefix) -> CachedPrefix:
         """The longest prefix that is part of this one, which is not empty."""
@@ -142,8 +164,8 @@ class PrefixCache:
 
     def keys(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
         """Of the blocks of a prefix of so many tokens that was found, a tail's last."""
-        keys, tail_key = self._keys.of_blocks(sequence, num_tokens), self._keys.of_tail(sequence)
-        return [*keys, tail_key] if tail_key and num_tokens == sequence.fork_point else keys
+        keys, tail_key = self._keys.of_blocks(sequence, num_tokens), self._keys.of_tail(sequence, num_tokens)
+        return [*keys, tail_key] if tail_key else keys
 
     def _whole_blocks(self, blocks: list[int], *, is_growing: bool) -> CachedPrefix:
         if not blocks:
@@ -161,32 +183,36 @@ class PrefixCache:
         if sequence.num_cached_tokens is None:  # what a preempted sequence finds again is no news
             self.num_queried_tokens += sequence.num_tokens
             self.num_hit_tokens += prefix.num_tokens
-        for key in (*self._keys.of_blocks(sequence, sequence.fork_point), self._keys.of_tail(sequence)):
+        # Of two texts that end in one block, the whole prompt's is kept.
+        is_apart = self._keys.num_complete(prefix.branch_point) < self._keys.num_complete(sequence.fork_point)
+        sequence.branch_point = prefix.branch_point if is_apart else 0
+        fork_point = sequence.fork_point
+        for key in (*self._keys.of_blocks(sequence, fork_point), self._keys.of_tail(sequence, fork_point)):
             if key and key not in self._blocks and key not in self._tails:
                 self._growing.setdefault(key, sequence)
 
     def end(self, sequence: Sequence) -> None:
         """Takes note that `sequence` absorbs nothing any more."""
-        for key in (*sequence.block_keys, sequence.tail_key):
-            if key and self._growing.get(key) is sequence:
+        for key in (*sequence.block_keys, *sequence.tail_keys.values()):
+            if self._growing.get(key) is sequence:
                 del self._growing[key]
 
     def snapshots(self, sequence: Sequence, start: int, end: int) -> tuple[StateSnapshot, ...]:
         """Where to keep which states while `sequence` absorbs its tokens `start` .. `end` - 1. To be booked after."""
         if not self.is_enabled:
             return ()
+        tails = (sequence.branch_point, sequence.fork_point)
         # Nearly every token completes nothing, and is found out soonest.
-        if end - start == 1 and end != sequence.fork_point and (end - self.look_ahead) % self.block_size:
+        if end - start == 1 and end not in tails and (end - self.look_ahead) % self.block_size:
             return ()
         first, last = self._keys.num_complete(start), self._keys.num_complete(end)
-        has_tail = start < sequence.fork_point <= end and self._keys.of_tail(sequence)
-        if first == last and not has_tail:
-            return ()
         wanted = [
             StateSnapshot(self._keys.end(m), self._first_slot + sequence.block_table[m]) for m in range(first, last)
         ]
-        if has_tail:
-            wanted.append(StateSnapshot(sequence.fork_point, self._take_tail_slot()))
+        for num_tokens in tails:
+            is_tail = start < num_tokens <= end and self._keys.of_tail(sequence, num_tokens)
+            if is_tail and (slot := self._take_tail_slot()) is not None:
+                wanted.append(StateSnapshot(num_tokens, slot))
         return tuple(wanted)
 
     def book(self, sequence: Sequence, snapshots: tuple[StateSnapshot, ...]) -> None:
@@ -201,10 +227,11 @@ class PrefixCache:
             if key not in self._blocks:
                 self._blocks[key] = block
                 self._block_keys[block] = key
+                self._add_continuation(sequence, m - 1)
             self._growing.pop(key, None)
 
     def _book_tail(self, sequence: Sequence, block: int, snapshot: StateSnapshot) -> None:
-        key = self._keys.of_tail(sequence)
+        key = self._keys.of_tail(sequence, snapshot.num_tokens)
         assert key
         self._growing.pop(key, None)
         if key in self._tails:
@@ -212,6 +239,14 @@ class PrefixCache:
         else:
             self._tails[key] = _Tail(block, snapshot.slot)
             self._tail_keys[block] = key
+            parent, start = self._keys.parent(sequence, snapshot.num_tokens)
+            self._tails_after.add(parent, key, sequence.token_ids[start : snapshot.num_tokens])
+
+    def _add_continuation(self, sequence: Sequence, m: int) -> None:
+        """Block m of `sequence` can be found now."""
+        parent, start = self._keys.parent(sequence, self._keys.end(m - 1))
+        end = self._keys.end(m)
+        self._blocks_after.add(parent, self._keys.of_blocks(sequence, end)[m], sequence.token_ids[start:end])
 
     def use(self, block: int) -> None:
         """A sequence holds `block` now."""
@@ -227,6 +262,7 @@ class PrefixCache:
         self.num_evictions += self.is_cached(block)
         if key := self._block_keys.pop(block, None):
             del self._blocks[key]
+            self._blocks_after.remove(key)
             self.swap_pool.send(key, block, self._first_slot + block)
         if key := self._tail_keys.get(block):
             self._free_tail_slots.append(self._drop_tail(key).slot)
@@ -237,15 +273,16 @@ class PrefixCache:
 
         Takes blocks from `free_blocks`, then idle ones.
         """
-        if not self.swap_pool.num_blocks or prefix.tail is not None or prefix.is_growing:
+        if not self.swap_pool.num_blocks or prefix.is_growing or sequence.wants_prompt_logprobs:
             return []
-        if sequence.wants_prompt_logprobs:
+        if prefix.tail is not None and prefix.num_tokens == sequence.fork_point:
             return []
         for block in prefix.blocks:
             self._touch(block)
         num_spare = len(free_blocks) + len(self._idle) - sum(block in self._idle for block in prefix.blocks)
         brought: list[int] = []
-        for key in self._keys.of_blocks(sequence, sequence.fork_point)[len(prefix.blocks) :]:
+        keys = self._keys.of_blocks(sequence, sequence.fork_point)
+        for m, key in enumerate(keys[len(prefix.blocks) :], start=len(prefix.blocks)):
             place = self.swap_pool.place_of(key)
             if num_spare == 0 or (place is None and key not in self._blocks):
                 break
@@ -255,6 +292,7 @@ class PrefixCache:
                 continue
             block = free_blocks.pop() if free_blocks else self.evict()
             self._blocks[key], self._block_keys[block] = block, key
+            self._add_continuation(sequence, m)
             self._idle[block] = None
             self.swap_pool.bring_back(place, block, self._first_slot + block)
             brought.append(block)
@@ -264,13 +302,15 @@ class PrefixCache:
         if block in self._idle:
             self._idle.move_to_end(block)
 
-    def _take_tail_slot(self) -> int:
+    def _take_tail_slot(self) -> int | None:
+        """None when all of them have been taken for this very step."""
         if self._free_tail_slots:
             return self._free_tail_slots.pop()
-        return self._drop_tail(next(iter(self._tails))).slot
+        return self._drop_tail(next(iter(self._tails))).slot if self._tails else None
 
     def _drop_tail(self, key: bytes) -> _Tail:
         tail = self._tails.pop(key)
+        self._tails_after.remove(key)
         del self._tail_keys[tail.block]
         if tail.block in self._idle and tail.block not in self._block_keys:
             self._idle.move_to_end(tail.block, last=False)  # of no use any more
@@ -288,6 +328,8 @@ class PrefixCache:
         first = self._first_slot + self._num_blocks
         assert slots == list(range(first, first + len(slots))), "a tail's slot is lost or has two owners"
         assert len(slots) == (self._first_slot if self.is_enabled else 0)
+        self._blocks_after.check_integrity(set(self._blocks))
+        self._tails_after.check_integrity(set(self._tails))
         self.swap_pool.check_integrity()
         alive = set(running)
         for key, sequence in self._growing.items():

@@ -11,7 +11,7 @@ _KEY_BYTES = 32
 
 
 class PrefixKeys:
-    """Keys of the beginnings of sequences that end with a complete block, or at a fork point.
+    """Keys of the beginnings of sequences that end with a complete block, or as a tail.
 
     BLAKE2b with 256 bits: nobody can make two texts of one hash, so equal keys are equal texts of one salt.
     """
@@ -36,16 +36,20 @@ class PrefixKeys:
             keys.append(_chain(keys[-1] if m else _root(sequence), sequence.token_ids[start : self.end(m)]))
         return keys if len(keys) == num_blocks else keys[:num_blocks]
 
-    def of_tail(self, sequence: Sequence) -> bytes | None:
-        """Of the text up to the fork point; None where that is the end of a block, or too early for a pair."""
-        num_tokens = sequence.fork_point
+    def parent(self, sequence: Sequence, num_tokens: int) -> tuple[bytes, int]:
+        """Of the last block that `num_tokens` tokens complete, or of no text; and after how many tokens it ends."""
+        keys = self.of_blocks(sequence, num_tokens)
+        return (keys[-1], self.end(len(keys) - 1)) if keys else (_root(sequence), 0)
+
+    def of_tail(self, sequence: Sequence, num_tokens: int) -> bytes | None:
+        """Of the first `num_tokens` tokens; None where that is the end of a block, or too early for a pair."""
         if (num_tokens - self._look_ahead) % self._block_size == 0 or num_tokens <= self._look_ahead:
             return None
-        if sequence.tail_key is None:
-            keys = self.of_blocks(sequence, num_tokens)
-            start = self.end(len(keys) - 1) if keys else 0
-            sequence.tail_key = _chain(keys[-1] if keys else _root(sequence), sequence.token_ids[start:num_tokens])
-        return sequence.tail_key
+        key = sequence.tail_keys.get(num_tokens)
+        if key is None:
+            parent, start = self.parent(sequence, num_tokens)
+            key = sequence.tail_keys[num_tokens] = _chain(parent, sequence.token_ids[start:num_tokens])
+        return key
 
 
 def _root(sequence: Sequence) -> bytes:

@@ -21,15 +21,17 @@ class Sequence:
     There is no phase flag: `num_computed_tokens` chases `num_tokens`. A new prompt, a chunk of one, a decode step and
     a restart after preemption differ only in the distance between the two. `num_cached_tokens` of the prompt had been
     absorbed by others. `place` is the waiting queue's; `seniority` counts admissions, and is None before the first.
-    `fork_point`, the number of tokens before the last one known when it began to wait, and the keys are the prefix
-    cache's. `short_table`, in a network with a short-term memory, has None where its block was let go. `token_counts`
-    are there once somebody asked for `counts`.
+    `fork_point`, the number of tokens before the last one known when it began to wait, `branch_point`, how many it has
+    in common with another where that is worth a state, else 0, and the keys are the prefix cache's. `short_table`, in a
+    network with a short-term memory, has None where its block was let go. `token_counts` are there once somebody asked
+    for `counts`.
     """
 
     __slots__ = (
         "arrival_s",
         "block_keys",
         "block_table",
+        "branch_point",
         "finish_reason",
         "first_scheduled_s",
         "first_token_s",
@@ -46,7 +48,7 @@ class Sequence:
         "slot",
         "status",
         "stop_token_id",
-        "tail_key",
+        "tail_keys",
         "token_counts",
         "token_ids",
     )
@@ -66,7 +68,8 @@ class Sequence:
         self.seniority: int | None = None
         self.block_keys: list[bytes] = []
         self.fork_point = self.num_tokens - 1
-        self.tail_key: bytes | None = None
+        self.branch_point = 0
+        self.tail_keys: dict[int, bytes] = {}
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None
         self.prompt_logprobs: list[TokenLogprob] = []
@@ -131,7 +134,7 @@ class Sequence:
         self.prompt_logprobs.clear()
         self.status = RequestStatus.WAITING
         self.fork_point = self.num_tokens - 1
-        self.tail_key = None
+        self.branch_point = 0
 
     def append(self, token_id: int, now_s: float, eos_token_id: int | None, *, is_complete: bool = False) -> None:
         """Takes a sampled token and decides whether it ends the request: it does where the text `is_complete`."""

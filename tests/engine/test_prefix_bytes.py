@@ -127,6 +127,18 @@ def test_under_pressure_with_a_pool_to_swap_into(served: Served, alone: dict[str
     assert blocks.swap_pool.num_ins > 0
 
 
+def test_texts_that_part_within_a_block(served: Served) -> None:
+    kernel, config = served
+    engine, rng = engine_with_cache(served), random.Random(5)
+    stem = [rng.randrange(1, config.vocab_size) for _ in range(90)]
+    for i in range(3):
+        plain = engine_over(kernel, config, BlockManager(16, 32, 1, has_prefix_cache=False), 512, torch.float16)
+        prompt = (*stem, *(rng.randrange(1, config.vocab_size) for _ in range(20 + i)))
+        request = Request(f"r{i}", prompt, SamplingParams(max_tokens=30, seed=i, ignore_eos=True, num_logprobs=2))
+        assert answers(engine, [request]) == answers(plain, [request])
+    assert engine.scheduler.blocks.prefix_cache.num_hit_tokens == 65 + 90
+
+
 def test_a_conversation_of_many_turns(served: Served) -> None:
     kernel, config = served
     engine = engine_with_cache(served)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from service.engine.engine import Engine
+from service.engine.prefix_cache import CachedPrefix, PrefixCache, StateSnapshot
 from service.engine.prefix_keys import PrefixKeys
 from service.engine.request import Request, RequestOutput
 from service.engine.sequence import Sequence
@@ -54,6 +55,46 @@ def test_a_block_is_shared_only_with_the_token_that_completes_it(shared: int, fo
     engine = make_engine()
     run(engine, make("a", prompt_of(shared, 6)))
     assert cached(run(engine, make("b", prompt_of(shared, 7)))["b"]) == found
+
+
+@pytest.mark.parametrize("shared", [2, 3, SIZE, SIZE + 3, 2 * SIZE, 2 * SIZE + 4])
+def test_a_third_text_goes_on_from_where_the_second_parted_from_the_first(shared: int) -> None:
+    engine = make_engine()
+    lengths = (6, 7, 8, 9, 6)  # after the part that is shared; the last is the first again
+    told = [cached(run(engine, make(f"r{i}", prompt_of(shared, n)))[f"r{i}"]) for i, n in enumerate(lengths)]
+    assert told == [0, (shared - 1) // SIZE * SIZE + (shared > SIZE), shared, shared, shared + 5]
+
+
+def test_texts_part_in_more_than_one_place() -> None:
+    engine = make_engine()
+    stem = prompt_of(2 * SIZE + 4)
+    prompts = [(*stem[:n], 30 + i, 40 + i, 1, 2, 3, 4) for i, n in enumerate((12, 12, 12, 10, 10, 12, 11))]
+    told = [cached(run(engine, make(f"r{i}", prompt, max_tokens=1))[f"r{i}"]) for i, prompt in enumerate(prompts)]
+    # What leaves the second's way earlier is a place of its own; each later one takes the longest that it can.
+    assert told == [0, 9, 12, 9, 10, 12, 10]
+
+
+def test_texts_that_have_little_in_common_within_a_block_keep_no_state_of_it() -> None:
+    cache = PrefixCache(8, 32, 4)
+    first, second = (
+        Sequence(make(name, (*range(1, 8), *rest)), 0.0) for name, rest in (("a", range(60)), ("b", (99, 98, 97)))
+    )
+    first.block_table += [0, 1]
+    cache.book(first, (StateSnapshot(33, 4),))
+    assert cache.find(second) == CachedPrefix()
+    third = Sequence(make("c", (*range(1, 8), 0, 97)), 0.0)
+    assert cache.find(third) == CachedPrefix()
+    fourth = Sequence(make("d", (*range(1, 8), 0, 97, 96)), 0.0)
+    assert cache.find(fourth) == CachedPrefix(branch_point=8)
+
+
+def test_many_part_at_once_where_there_are_few_slots() -> None:
+    engine = make_engine(make_scheduler(num_blocks=60, max_num_seqs=3, max_num_batched_tokens=64))
+    run(engine, make("a", prompt_of(7, 9)))
+    outputs = run(engine, *(make(f"r{i}", prompt_of(7, 10 + i)) for i in range(3)))
+    assert [cached(outputs[f"r{i}"]) for i in range(3)] == [5, 5, 5]
+    engine.scheduler.check_integrity()
+    assert cached(run(engine, make("b", prompt_of(7, 20)))["b"]) in (5, 7)
 
 
 def test_a_conversation_goes_on_from_what_was_generated() -> None:
@@ -108,7 +149,8 @@ def test_who_was_waited_for_may_go() -> None:
 def test_who_holds_back_goes_on_holding_back_while_there_is_more_to_come() -> None:
     engine = make_engine(make_scheduler(num_blocks=40, max_num_batched_tokens=64))
     run(engine, make("a", prompt_of(11)), make("b", prompt_of(11, 9)), make("c", prompt_of(11, 9)))
-    assert computed(engine) == {"a": 12, "b": 20 + 1 - 9, "c": 2}
+    # The second goes on from where the first was before its last token.
+    assert computed(engine) == {"a": 12, "b": 20 + 1 - 10, "c": 2}
 
 
 def test_others_go_ahead_meanwhile() -> None:
@@ -212,7 +254,7 @@ def test_hashes_tell_all_texts_apart() -> None:
             for number in range(2**length):
                 tokens = tuple(number >> i & 1 for i in range(length))
                 sequence = Sequence(make("x", (*tokens, 0), salt=salt), 0.0)
-                keys = [*keys_of.of_blocks(sequence, length), keys_of.of_tail(sequence)]
+                keys = [*keys_of.of_blocks(sequence, length), keys_of.of_tail(sequence, length)]
                 ends = [3 + 2 * m for m in range(len(keys) - 1)] + [length]
                 for key, end in zip(keys, ends, strict=True):
                     if key is not None:
