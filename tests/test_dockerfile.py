@@ -152,6 +152,8 @@ def _build(sandbox: Sandbox) -> None:
     """The first stage, from its USER on."""
     steps = BUILD.instructions[[item.name for item in BUILD.instructions].index("USER") + 1 :]
     arguments = _reachable({item.text.split("=")[0]: item.text.split("=")[1] for item in BUILD.all("ARG")})
+    # Spares compiling ten thousand modules, most of which nobody imports. 0 stands for no --compile here, not for yes.
+    arguments["PIP_NO_COMPILE"] = "0"
     for item in steps:
         if item.name == "COPY":
             _copy(sandbox, item.words)

@@ -45,7 +45,7 @@ def find_tool(name: str) -> str:
 
 @dataclass
 class Load:
-    """Keeps a server busy under two keys, and counts what it is told of the work done."""
+    """Asks a server again and again under two keys, and counts what it is told of the work done."""
 
     url: str
 
@@ -66,7 +66,7 @@ class Load:
         headers = {"Authorization": f"Bearer {KEYS[key]}"}
         body = {"prompt": "Once upon a time there was a fox.", "max_tokens": 24, "ignore_eos": True}
         with httpx.Client(base_url=self.url, headers=headers, timeout=60) as client:
-            while not self._is_over.is_set():
+            while not self._is_over.wait(0.05):
                 usage = client.post("/v1/completions", json=body).raise_for_status().json()["usage"]
                 with self._lock:
                     self.num_requests += 1
