@@ -57,7 +57,7 @@ async def client(cluster: RayCluster) -> AsyncIterator[RayEngineClient]:
     await asyncio.to_thread(serve.delete, APP)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 300.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.05)
@@ -71,8 +71,15 @@ def num_wanted(client: RayEngineClient) -> int:
 
 async def test_replicas_come_with_the_work_and_go_with_it_and_nothing_is_lost(client: RayEngineClient) -> None:
     assert num_wanted(client) == 1
-    requests = [make_request(f"load-{n}", (n % 40 + 1, 3), 300, ignore_eos=True) for n in range(24)]
-    readers = [asyncio.create_task(collect(client, request, timeout_s=300)) for request in requests]
+
+    async def ask_until_there_are_more(n: int) -> None:
+        turn = 0
+        while turn == 0 or num_wanted(client) < 2:
+            request = make_request(f"load-{n}-{turn}", (n % 40 + 1, 3), 300, ignore_eos=True)
+            assert await collect(client, request, timeout_s=300) == continuation(request)
+            turn += 1
+
+    readers = [asyncio.create_task(ask_until_there_are_more(n)) for n in range(24)]
     await until(lambda: num_wanted(client) == 2)
     # What comes now finds the new one, which has less to do.
     await until(lambda: len(client._links.by_replica) == 2)
@@ -81,7 +88,7 @@ async def test_replicas_come_with_the_work_and_go_with_it_and_nothing_is_lost(cl
     work = [stats.num_generated_tokens for stats in await client.stats()]
     assert len(work) == 2
     assert min(work) > 0
-    assert await asyncio.gather(*readers) == [continuation(request) for request in requests]
+    await asyncio.gather(*readers)
     await until(lambda: num_wanted(client) == 1)
     await until(lambda: num_wanted(client) == 0)
 
