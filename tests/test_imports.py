@@ -31,6 +31,7 @@ STDLIB_ONLY = (
     *(
         "block_holders",
         "block_manager",
+        "continuations",
         "prefix_keys",
         "prefix_cache",
         "swap_pool",
