@@ -79,7 +79,7 @@ class EngineSettings(BaseModel):
     memory: Bytes = option(
         None,
         "Limits",
-        "Size of the memory cache, such as 2GiB. Default: what --max-num-seqs full sequences need, "
+        "Size of the memory cache, such as 2GiB, taken at the start. Default: what --max-num-seqs full sequences need, "
         "at most 40% of the memory available.",
         ge=1,
         metavar="SIZE",
