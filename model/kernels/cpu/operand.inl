@@ -4,7 +4,7 @@ namespace mosaic {
 namespace MOSAIC_ISA {
 
 constexpr int64_t kRowChunk = 96;  // rows of a large product, at most, that go through a tile together
-constexpr int64_t kTurns = 3;      // pieces a thread, at least, that keep all busy to the end
+constexpr int kTurns = 3;          // pieces a thread, at least, that keep all busy to the end
 
 struct Walk {
   const Model& model;
@@ -13,6 +13,20 @@ struct Walk {
   Scratch& scratch;
   Team& team;
 };
+
+// Shares out `count` tiles or heads, for `rows` rows each, at most `chunk` of them at a time: work(which, begin, end, next).
+// One is one piece with all its rows, one chunk after the other, so that one thread alone has to have its weights, unless
+// there are too few to go round. `next` is the one whose weights the thread will most likely need then, or `which` itself.
+template <typename Work>
+static void share_with_rows(const Walk& w, int count, int64_t rows, int64_t chunk, const Work& work) {
+  const int64_t chunks = (rows + chunk - 1) / chunk;
+  const int64_t apart = count < kTurns * w.team.size() ? chunks : 1, together = chunks / apart;
+  w.team.share(count * apart, [&](int64_t piece) {
+    const int which = (int)(piece / apart), later = (int)((piece + 1) / apart);
+    for (int64_t i = piece % apart * together, end = i + together; i < end; ++i)
+      work(which, i * rows / chunks, (i + 1) * rows / chunks, i + 1 < end || later == count ? which : later);
+  });
+}
 
 enum class Form { kWide, kRounded, kBytes };
 

@@ -84,7 +84,7 @@ static void read_bank(const Model& m, const Matrix& keys, const Matrix& values, 
   }
 }
 
-// What rows [begin, end) read in one head, brought to the inputs of the next product. `next` is the head read after it.
+// What rows [begin, end) read in one head, brought to the inputs of the next product. `next` is the head read after that.
 static void persistent_rows(const Walk& w, const Layer& layer, int head, int64_t begin, int64_t end, int next) {
   const Model& m = w.model;
   Scratch& s = w.scratch;
@@ -95,7 +95,7 @@ static void persistent_rows(const Walk& w, const Layer& layer, int head, int64_t
   for (int bank = 0; bank < m.pmem_count; ++bank) {
     const Matrix* keys = layer.persistent_keys + bank * m.n_head;
     const Matrix& values = layer.persistent_values[bank * m.n_head + head];
-    const char* ahead = next != head && next < m.n_head ? (const char*)keys[next].packed : nullptr;
+    const char* ahead = next == head ? nullptr : (const char*)keys[next].packed;
     read_bank(m, keys[head], values, asked, end - begin, p, ahead);
     const int64_t width = values.padded_rows();
     for (int64_t r = 0; r < end - begin; ++r) {
@@ -109,19 +109,10 @@ static void persistent_rows(const Walk& w, const Layer& layer, int head, int64_t
   narrow_heads(w, begin, end - begin, head * dim, dim);
 }
 
-// Phase: reads the persistent memory. A head is one piece with all rows, some after the other, so that one thread alone has
-// to have its pairs, unless there are too few heads to go round.
+// Phase: reads the persistent memory.
 static void persistent_read(const Walk& w, const Layer& layer) {
-  const int64_t rows = w.step.num_tokens, chunks = (rows + kReadChunk - 1) / kReadChunk;
-  const int n_head = w.model.n_head;
-  const int64_t apart = n_head < kTurns * w.team.size() ? chunks : 1, together = chunks / apart;
-  w.team.share(n_head * apart, [&](int64_t piece) {
-    const int head = (int)(piece / apart);
-    for (int64_t i = piece % apart * together, end = i + together; i < end; ++i) {
-      // The head that this thread will most likely read next.
-      const int next = i + 1 < end ? head : (int)((piece + 1) / apart);
-      persistent_rows(w, layer, head, i * rows / chunks, (i + 1) * rows / chunks, next);
-    }
+  share_with_rows(w, w.model.n_head, w.step.num_tokens, kReadChunk, [&](int head, int64_t begin, int64_t end, int next) {
+    persistent_rows(w, layer, head, begin, end, next);
   });
 }
 

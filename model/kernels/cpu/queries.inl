@@ -110,11 +110,12 @@ static void block_values(const float* values, int size, int dim, const FloatRows
   for (; d + kLanes <= dim; d += kLanes) some_values<Q, 1>(values + d, size, dim, weights, sums.from(0, 2 * d));
 }
 
-// Calls f(how many, as a constant; first) for four queries after the other, and then for each that is left.
+// Calls f(how many, as a constant; first) for kQueriesAtOnce after the other, and then for each query that is left.
 template <typename F>
-MOSAIC_INLINE void in_fours(int count, const F& f) {
+MOSAIC_INLINE void in_groups(int count, const F& f) {
+  constexpr int kMany = kQueriesAtOnce;
   int q = 0;
-  for (; q + 4 <= count; q += 4) f(std::integral_constant<int, 4>(), q);
+  for (; q + kMany <= count; q += kMany) f(std::integral_constant<int, kMany>(), q);
   for (; q < count; ++q) f(std::integral_constant<int, 1>(), q);
 }
 
@@ -131,12 +132,12 @@ static void read_queries(Pairs pairs, const FloatRows& queries, int count, int64
   const auto num_blocks = [&](int n) { return (visible + n - 1 + size - 1) / size; };
   for (int64_t block = 0; block < num_blocks(count); ++block) {
     const float* keys = widened<T>(pairs.cache->keys, pairs.offset(block), (int64_t)dim * size, p.pair_block);
-    in_fours(count, [&](auto n, int q) {
+    in_groups(count, [&](auto n, int q) {
       if (block < num_blocks(q + n)) block_logits<n>(keys, size, dim, queries.from(q), logits.from(q, block * size));
     });
   }
   float inverse[kReadQueries];
-  in_fours(count, [&](auto n, int first) {
+  in_groups(count, [&](auto n, int first) {
     const int64_t padded = num_blocks(first + n) * size;
     for (int q = first; q < first + n; ++q) {
       float* row = logits.from(q).data;
@@ -148,7 +149,7 @@ static void read_queries(Pairs pairs, const FloatRows& queries, int count, int64
   for (int64_t i = 0; i < count * sums.stride; ++i) sums.data[i] = 0.0f;
   for (int64_t block = 0; block < num_blocks(count); ++block) {
     const float* values = widened<T>(pairs.cache->values, pairs.offset(block), (int64_t)dim * size, p.pair_block);
-    in_fours(count, [&](auto n, int q) {
+    in_groups(count, [&](auto n, int q) {
       if (block < num_blocks(q + n)) block_values<n>(values, size, dim, logits.from(q, block * size), sums.from(q));
     });
   }
@@ -157,7 +158,7 @@ static void read_queries(Pairs pairs, const FloatRows& queries, int count, int64
       const float* sum = sums.from(q, 2 * d).data;
       store(out.from(q, d).data, (load(sum) + load(sum + kLanes)) * inverse[q]);
     }
-  in_fours(count, [&](auto n, int q) {
+  in_groups(count, [&](auto n, int q) {
     weighted_tail<T, n>(pairs, logits.from(q).data, logits.stride, num_blocks(q + n), whole, inverse + q,
                         out.from(q).data, out.stride);
   });
@@ -167,8 +168,9 @@ static void read_queries(Pairs pairs, const FloatRows& queries, int count, int64
 template <Type T>
 static void read_all(const Pairs& pairs, const FloatRows& queries, int count, int64_t visible, int64_t window, Private& p,
                      const FloatRows& out) {
-  const int64_t fitting = kMaxLogits / p.pair_stride / 4 * 4;
-  const int together = fitting < 4 ? 4 : fitting < kReadQueries ? (int)fitting : kReadQueries;
+  constexpr int kFew = kQueriesAtOnce;
+  const int64_t fitting = kMaxLogits / p.pair_stride / kFew * kFew;
+  const int together = fitting < kFew ? kFew : fitting < kReadQueries ? (int)fitting : kReadQueries;
   for (int q = 0; q < count; q += together)
     read_queries<T>(pairs, queries.from(q), count - q < together ? count - q : together, visible + q, window, p,
                     out.from(q));

@@ -107,6 +107,8 @@ struct Softmax {
   float mass = 0.0f;
 };
 
+constexpr int kQueriesAtOnce = 4;  // whose sums are made side by side: so many read together, however long the memory
+
 // What one thread needs to read memories.
 struct Private {
   Buffer<float> pair_logits;  // [queries, or heads, read together, pair_stride]
@@ -148,7 +150,7 @@ struct Scratch {
     for (auto& p : privates) {
       p.pair_stride = (most_pairs / cache.block_size + 1) * cache.block_size;
       const int64_t together = std::max<int64_t>(read_queries, m.n_head);
-      p.pair_logits.reserve(std::max(4 * p.pair_stride, std::min(together * p.pair_stride, most_logits)));
+      p.pair_logits.reserve(std::max(kQueriesAtOnce * p.pair_stride, std::min(together * p.pair_stride, most_logits)));
       p.pair_sums.reserve(2 * together * m.head_dim);
       p.pair_block.reserve(static_cast<int64_t>(m.head_dim) * cache.block_size);
       p.weights = p.weights_buffer.reserve(read_chunk, read_block + 32, 1);

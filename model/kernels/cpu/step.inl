@@ -41,19 +41,12 @@ static void norm_rows(const Walk& w, const Norm& norm) {
   });
 }
 
-// Phase: out = W rows, for the first `count` rows of the inputs. A tile is one piece with all its rows, so that one thread
-// alone has to have its weights, unless there are too few of them to go round.
+// Phase: out = W rows, for the first `count` rows of the inputs.
 static void product(const Walk& w, const Matrix& matrix, int64_t count, const Output& out) {
-  const int64_t chunks = (count + kRowChunk - 1) / kRowChunk;
-  const int64_t apart = matrix.tiles() < kTurns * w.team.size() ? chunks : 1, together = chunks / apart;
   const Operand x = operand(w.model, w.scratch.inputs);
-  w.team.share(matrix.tiles() * apart, [&](int64_t piece) {
-    const int tile = (int)(piece / apart), later = tile + 1;
-    for (int64_t i = piece % apart * together, end = i + together; i < end; ++i) {
-      // The tile that this thread will most likely take next.
-      const char* next = apart == 1 && i + 1 == end && later < matrix.tiles() ? whole(matrix, later).packed() : nullptr;
-      multiply_tile(whole(matrix, tile), x, i * count / chunks, (i + 1) * count / chunks, out, next, matrix.tile_bytes());
-    }
+  share_with_rows(w, matrix.tiles(), count, kRowChunk, [&](int tile, int64_t begin, int64_t end, int next) {
+    const char* ahead = next == tile ? nullptr : whole(matrix, next).packed();
+    multiply_tile(whole(matrix, tile), x, begin, end, out, ahead, matrix.tile_bytes());
   });
 }
 
