@@ -227,7 +227,7 @@ class PrefixCache:
             if key not in self._blocks:
                 self._blocks[key] = block
                 self._block_keys[block] = key
-                self._add_continuation(sequence, m - 1)
+                self._goes_on(self._blocks_after, sequence, key, snapshot.num_tokens)
             self._growing.pop(key, None)
 
     def _book_tail(self, sequence: Sequence, block: int, snapshot: StateSnapshot) -> None:
@@ -239,14 +239,12 @@ class PrefixCache:
         else:
             self._tails[key] = _Tail(block, snapshot.slot)
             self._tail_keys[block] = key
-            parent, start = self._keys.parent(sequence, snapshot.num_tokens)
-            self._tails_after.add(parent, key, sequence.token_ids[start : snapshot.num_tokens])
+            self._goes_on(self._tails_after, sequence, key, snapshot.num_tokens)
 
-    def _add_continuation(self, sequence: Sequence, m: int) -> None:
-        """Block m of `sequence` can be found now."""
-        parent, start = self._keys.parent(sequence, self._keys.end(m - 1))
-        end = self._keys.end(m)
-        self._blocks_after.add(parent, self._keys.of_blocks(sequence, end)[m], sequence.token_ids[start:end])
+    def _goes_on(self, after: Continuations, sequence: Sequence, key: bytes, num_tokens: int) -> None:
+        """The first `num_tokens` tokens of `sequence` can be found by `key`, after the last block before their end."""
+        parent, start = self._keys.parent(sequence, num_tokens - 1)
+        after.add(parent, key, sequence.token_ids[start:num_tokens])
 
     def use(self, block: int) -> None:
         """A sequence holds `block` now."""
@@ -292,7 +290,7 @@ class PrefixCache:
                 continue
             block = free_blocks.pop() if free_blocks else self.evict()
             self._blocks[key], self._block_keys[block] = block, key
-            self._add_continuation(sequence, m)
+            self._goes_on(self._blocks_after, sequence, key, self._keys.end(m))
             self._idle[block] = None
             self.swap_pool.bring_back(place, block, self._first_slot + block)
             brought.append(block)
