@@ -30,7 +30,7 @@ serve: $(VENV)/installed
 	@exec $(BIN)/tessera serve $(ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
