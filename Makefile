@@ -9,7 +9,7 @@
 # make clean    remove .venv and everything built
 #
 # ARGS="..." is handed on: make serve ARGS="--local --port 8080", make test ARGS="tests/engine -x".
-# JOBS=... is how many processes share the tests; JOBS=0 runs them in make's own, for a debugger.
+# JOBS=... is how many processes share the tests; by default one runs them all.
 # PYTHON=... chooses the interpreter, VENV=... where to install.
 # TORCH_INDEX=  (empty) takes torch from PyPI as it is; by default Linux without an NVIDIA driver gets the CPU build,
 # a tenth of the size, when its index can be reached.
@@ -17,8 +17,8 @@
 VENV ?= .venv
 ARGS ?=
 MINUTES ?= 30
-# One is enough for a core: half of what tests take, the processes do that they start or wait for.
-JOBS ?= 2
+# Two halve the time on two cores, but clusters of two files may then get into each other's way.
+JOBS ?= 0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 # What an editable installation does not pick up by itself.
