@@ -121,12 +121,19 @@ struct Private {
   Buffer<Softmax> softmaxes;
 };
 
+// Some heads of one sequence: what a thread takes at a time in the contextual memories.
+struct HeadsPiece {
+  int64_t seq;
+  int first, count;
+};
+
 struct Scratch {
   Buffer<float> stream;     // [tokens, n_embd]
   Buffer<float> projected;  // [tokens, projected_stride]
   Rows inputs;              // [tokens, input_width] what a product is asked with, or what a memory gave
   Rows queries;             // [tokens, n_head * query_dim] of the persistent memory
   std::vector<int64_t> first_row;  // [sequences]
+  std::vector<HeadsPiece> pieces;  // all heads of all sequences
   int64_t projected_stride = 0, query_dim = 0;
   std::vector<Private> privates;
 
@@ -143,6 +150,7 @@ struct Scratch {
     queries = queries_buffer_.reserve(n, query_dim * m.n_head, m.n_head);
     first_row.resize(step.num_sequences);
     for (int64_t s = 0, row = 0; s < step.num_sequences; row += step.num_new[s], ++s) first_row[s] = row;
+    share_out_heads(m, step, num_threads);
     if (privates.size() != static_cast<size_t>(num_threads)) privates = std::vector<Private>(num_threads);
     int64_t most_pairs = 0;
     for (int s = 0; s < step.num_sequences; ++s)
@@ -160,6 +168,18 @@ struct Scratch {
   }
 
  private:
+  // Side by side the heads of one query are read faster, apart they keep more threads busy. Those of a sequence with many
+  // queries are a piece each: beside sequences that have one, it would else be most of the work in one thread's hands.
+  void share_out_heads(const Model& m, const Step& step, int num_threads) {
+    const int64_t together = static_cast<int64_t>(m.n_head) * step.num_sequences / (4 * num_threads);
+    pieces.clear();
+    for (int64_t seq = 0; seq < step.num_sequences; ++seq) {
+      const auto heads = static_cast<int>(std::clamp<int64_t>(together / std::max(step.num_new[seq], 1), 1, m.n_head));
+      for (int first = 0; first < m.n_head; first += heads)
+        pieces.push_back({seq, first, std::min(heads, m.n_head - first)});
+    }
+  }
+
   RowsBuffer inputs_buffer_, queries_buffer_;
 };
 

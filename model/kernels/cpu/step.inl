@@ -130,19 +130,12 @@ static void contextual_heads(const Walk& w, const Layer& layer, int l, int64_t s
   narrow_heads(w, row0, tokens, first * dim, count * dim);
 }
 
-// How many heads of a sequence one piece covers: side by side they are read faster, apart they keep more threads busy.
-static int heads_a_piece(const Walk& w) {
-  const int n_head = w.model.n_head;
-  const int64_t heads = (int64_t)n_head * w.step.num_sequences / (4 * w.team.size());
-  return (int)(heads < 1 ? 1 : heads < n_head ? heads : n_head);
-}
-
-// Phase: the contextual memories, some heads of one sequence a piece.
+// Phase: the contextual memories.
 static void contextual(const Walk& w, const Layer& layer, int l) {
-  const int n_head = w.model.n_head, heads = heads_a_piece(w), groups = (n_head + heads - 1) / heads;
-  w.team.share((int64_t)w.step.num_sequences * groups, [&](int64_t piece) {
-    const int first = (int)(piece % groups) * heads;
-    contextual_heads(w, layer, l, piece / groups, first, first + heads < n_head ? heads : n_head - first);
+  const std::vector<HeadsPiece>& pieces = w.scratch.pieces;
+  w.team.share((int64_t)pieces.size(), [&](int64_t i) {
+    const HeadsPiece& piece = pieces[i];
+    contextual_heads(w, layer, l, piece.seq, piece.first, piece.count);
   });
 }
 

@@ -115,13 +115,12 @@ static void gate_rows(const Walk& w, const Layer& layer) {
   });
 }
 
-// Phase: both contextual memories, some heads of one of them a piece.
+// Phase: both contextual memories, one of them a piece.
 static void gated_memories(const Walk& w, const Layer& layer, int l) {
-  const int n_head = w.model.n_head, heads = heads_a_piece(w), groups = (n_head + heads - 1) / heads;
-  w.team.share((int64_t)w.step.num_sequences * 2 * groups, [&](int64_t piece) {
-    const int64_t of_seq = piece % (2 * groups);
-    const int memory = (int)(of_seq / groups), first = (int)(of_seq % groups) * heads;
-    gated_heads(w, layer, l, piece / (2 * groups), memory, first, first + heads < n_head ? heads : n_head - first);
+  const std::vector<HeadsPiece>& pieces = w.scratch.pieces;
+  w.team.share(2 * (int64_t)pieces.size(), [&](int64_t i) {
+    const HeadsPiece& piece = pieces[i / 2];
+    gated_heads(w, layer, l, piece.seq, (int)(i % 2), piece.first, piece.count);
   });
 }
 
