@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -105,14 +107,23 @@ class CpuKernel:
             failed = self._lib.mosaic_set_vector(self._handle, layer, name.encode(), v.data_ptr(), v.numel())
             cpu_library.check(self._lib, failed)
 
-    def step(self, token_ids: Tensor, batch: MemoryBatch, *, rows: Tensor | None = None) -> Tensor:
+    def step(
+        self,
+        token_ids: Tensor,
+        batch: MemoryBatch,
+        *,
+        rows: Tensor | None = None,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> Tensor:
         """See `Kernel.step`. Raises RuntimeError, before any work, for ids out of range."""
         cache = batch.cache
         if not cache.keys_by_dimension:
             raise ValueError("the CPU kernels need a cache whose keys lie by dimension")
-        num_new = torch.tensor(batch.num_new, dtype=torch.int32)
-        num_computed = torch.tensor(batch.num_computed, dtype=torch.int32)
-        wanted = num_new.cumsum(0).int() - 1 if rows is None else rows.int()
+        # Arrays, because every call into torch offers the interpreter to other threads, which keep it for a while.
+        num_new, num_computed = array("i", batch.num_new), array("i", batch.num_computed)
+        last = accumulate(batch.num_new, initial=-1)
+        next(last)
+        wanted = array("i", last if rows is None else rows.tolist())
         logits = torch.empty(len(wanted), self._vocab_size)
         tables, slots, ids = batch.block_tables.contiguous(), batch.slots.contiguous(), token_ids.contiguous()
         snapshots, short_tables = (
@@ -135,13 +146,14 @@ class CpuKernel:
             slots=slots.data_ptr(),
             block_tables=tables.data_ptr(),
             short_tables=None if short_tables is None else short_tables.data_ptr(),
-            num_computed=num_computed.data_ptr(),
-            num_new=num_new.data_ptr(),
+            num_computed=num_computed.buffer_info()[0],
+            num_new=num_new.buffer_info()[0],
             snapshots=None if snapshots is None else snapshots.data_ptr(),
-            logit_rows=wanted.data_ptr(),
+            logit_rows=wanted.buffer_info()[0],
             num_logit_rows=len(wanted),
             logits=logits.data_ptr(),
         )
+        on_start()
         cpu_library.check(self._lib, self._lib.mosaic_step(self._handle, ctypes.byref(view), ctypes.byref(step)))
         return logits
 

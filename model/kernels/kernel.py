@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -30,11 +31,18 @@ class Kernel(Protocol):
     keys_by_dimension: bool
     """How the `MemoryCache` it works on must be laid out."""
 
-    def step(self, token_ids: Tensor, batch: MemoryBatch, *, rows: Tensor | None = None) -> Tensor:
+    def step(
+        self,
+        token_ids: Tensor,
+        batch: MemoryBatch,
+        *,
+        rows: Tensor | None = None,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> Tensor:
         """Absorbs `token_ids` [tokens] as `MosaicNetwork.forward` with a cache does.
 
         Returns the logits after each sequence's last token, [sequences, vocab_size], or those after the tokens `rows`
-        [wanted] int64, [wanted, vocab_size].
+        [wanted] int64, [wanted, vocab_size]. Calls `on_start` when all is prepared and the network is about to run.
         """
         ...
 
@@ -52,6 +60,14 @@ class TorchKernel:
         self.path = f"torch-{model.embedding.weight.device.type}" + QUANTISED * is_quantised
         self._model = quantise_network(model) if is_quantised else model
 
-    def step(self, token_ids: Tensor, batch: MemoryBatch, *, rows: Tensor | None = None) -> Tensor:
+    def step(
+        self,
+        token_ids: Tensor,
+        batch: MemoryBatch,
+        *,
+        rows: Tensor | None = None,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        on_start()
         logits: Tensor = self._model(token_ids, batch, all_logits=rows is not None)
         return logits if rows is None else logits[rows]

@@ -57,6 +57,7 @@ class AsyncEngine:
         self._on_traced_end = on_traced_end
         self._traced: dict[str, Request] = {}
         self._inbox: deque[Request | str] = deque()
+        self._untold: list[RequestOutput] = []
         self._wake = threading.Condition()
         self._is_closing = False
         self._failure: str | None = None
@@ -174,20 +175,31 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._wait_for_work():
-                outputs = self._read_inbox()
-                outputs += self._engine.step()
+                self._untold += self._read_inbox()
+                outputs = self._engine.step(self._tell)
+                self._untold += outputs
                 self._last_progress_s = time.monotonic()
-                if outputs:
-                    self._call_on_loop(self._deliver, outputs)
         except Exception:
             logger.exception("engine step failed; the engine stops")
+            self._tell()
             self._failure = _DEAD_MESSAGE
             self._call_on_loop(self._fail_all, _DEAD_MESSAGE)
 
+    def _tell(self) -> None:
+        """Posts what the loop does not know yet.
+
+        As a rule of the step before, just when the network begins to run: the loop's thread then has the interpreter
+        to itself, where it would else have to share it with the planning of the next step.
+        """
+        if self._untold:
+            outputs, self._untold = self._untold, []
+            self._call_on_loop(self._deliver, outputs)
+
     def _wait_for_work(self) -> bool:
         """Blocks while there is nothing to do. False when the engine is closing."""
-        if self._inbox or self._engine.has_work:
-            return not self._is_closing
+        if (self._inbox or self._engine.has_work) and not self._is_closing:
+            return True
+        self._tell()
         started_s = time.monotonic()
         with self._wake:
             self._wake.wait_for(lambda: self._inbox or self._is_closing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from service.engine.meter import StepMeter
@@ -15,9 +15,9 @@ from service.engine.step import SchedulerOutput, StepOutput
 
 
 class Runner(Protocol):
-    """Executes a plan."""
+    """Executes a plan. Calls `on_start` once, when only arithmetic is left to do."""
 
-    def execute(self, plan: SchedulerOutput) -> StepOutput: ...
+    def execute(self, plan: SchedulerOutput, on_start: Callable[[], None] = lambda: None) -> StepOutput: ...
 
 
 class Engine:
@@ -47,16 +47,20 @@ class Engine:
         self.num_aborted += output is not None
         return output
 
-    def step(self) -> list[RequestOutput]:
-        """Plans, executes and books one step. A request's last output `is_finished`."""
+    def step(self, on_start: Callable[[], None] = lambda: None) -> list[RequestOutput]:
+        """Plans, executes and books one step. A request's last output `is_finished`.
+
+        Calls `on_start` once, when only arithmetic is left to do: a good moment for other threads to run.
+        """
         scheduler = self.scheduler
         started_s = time.monotonic()
         expired = scheduler.expire()
         plan = scheduler.schedule()
         if not plan.scheduled:
+            on_start()
             return expired
         planned_s = time.monotonic()
-        result = self.runner.execute(plan)
+        result = self.runner.execute(plan, on_start)
         executed_s = time.monotonic()
         outputs = scheduler.update_from_output(plan, result)
         self._record((started_s, planned_s, executed_s), plan, outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -44,11 +44,14 @@ class ModelRunner:
         self._eos_token_id = config.eos_token_id
 
     @torch.inference_mode()
-    def execute(self, plan: SchedulerOutput) -> StepOutput:
-        """Absorbs the plan's tokens into the cache and samples where a sequence's last known token was among them."""
+    def execute(self, plan: SchedulerOutput, on_start: Callable[[], None] = lambda: None) -> StepOutput:
+        """Absorbs the plan's tokens into the cache and samples where a sequence's last known token was among them.
+
+        Calls `on_start` as the network begins to run.
+        """
         self._move(plan)
         if not any(item.sequence.wants_prompt_logprobs for item in plan.scheduled):
-            return self._sample(plan, self.kernel.step(self._token_ids(plan), self._batch(plan)))
+            return self._sample(plan, self.kernel.step(self._token_ids(plan), self._batch(plan), on_start=on_start))
         # Of a sequence whose prompt is asked about the logits after every token, of the others those after the last.
         rows: list[int] = []
         starts, ends, first = [], [], 0
@@ -58,7 +61,8 @@ class ModelRunner:
             rows += range(first if item.sequence.wants_prompt_logprobs else after - 1, after)
             ends.append(len(rows))
             first = after
-        logits = self.kernel.step(self._token_ids(plan), self._batch(plan), rows=torch.tensor(rows))
+        wanted = torch.tensor(rows)
+        logits = self.kernel.step(self._token_ids(plan), self._batch(plan), rows=wanted, on_start=on_start)
         result = self._sample(plan, logits[[end - 1 for end in ends]])
         prompt_logprobs = {
             i: _prompt_logprobs(item, logits[start:end])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from loadtests.chaos.cases import POISON_SALT
@@ -23,7 +24,7 @@ class ObedientRunner:
         self._raise = orders / f"raise-{os.getpid()}"
         self._hang = orders / f"hang-{os.getpid()}"
 
-    def execute(self, plan: SchedulerOutput) -> StepOutput:
+    def execute(self, plan: SchedulerOutput, on_start: Callable[[], None] = lambda: None) -> StepOutput:
         """See `Runner.execute`."""
         if self._raise.exists():
             raise RuntimeError("told to")
@@ -31,7 +32,7 @@ class ObedientRunner:
             time.sleep(3600)
         if any(item.sequence.request.cache_salt == POISON_SALT for item in plan.scheduled):
             os.kill(os.getpid(), signal.SIGKILL)
-        return self._runner.execute(plan)
+        return self._runner.execute(plan, on_start)
 
 
 def load_obedient(config: EngineConfig, replica: str, orders: Path) -> ServedEngine:

@@ -56,7 +56,8 @@ class ScriptedRunner:
         self.max_tokens_seen = 0
         self.on_step = on_step
 
-    def execute(self, plan: SchedulerOutput) -> StepOutput:
+    def execute(self, plan: SchedulerOutput, on_start: Callable[[], None] = lambda: None) -> StepOutput:
+        on_start()
         self.on_step()
         self.max_tokens_seen = max(self.max_tokens_seen, plan.num_tokens)
         leaving = {s.place: (dict(self.pairs[s.block]), list(self.absorbed[s.slot])) for s in plan.swap_outs}

@@ -9,6 +9,7 @@ import argparse
 import random
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -45,7 +46,15 @@ class PreparedLogits:
         self._logits = 3 * torch.randn(num_rows, vocab, generator=generator)
         self.seconds = 0.0
 
-    def step(self, token_ids: Tensor, batch: MemoryBatch, *, rows: Tensor | None = None) -> Tensor:
+    def step(
+        self,
+        token_ids: Tensor,
+        batch: MemoryBatch,
+        *,
+        rows: Tensor | None = None,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        on_start()
         assert rows is None
         started_s = time.perf_counter()
         logits = self._logits[: len(batch.num_new)].clone()

@@ -38,7 +38,8 @@ class CountingRunner(ScriptedRunner):
     def go_on(self) -> None:
         self._may_go_on.set()
 
-    def execute(self, plan: SchedulerOutput) -> StepOutput:
+    def execute(self, plan: SchedulerOutput, on_start: Callable[[], None] = lambda: None) -> StepOutput:
+        on_start()
         if self.num_steps in self._halts:
             self._halted_at = self.num_steps
             assert self._may_go_on.wait(60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,13 @@ class PacedRunner(ScriptedRunner):
     def __init__(self, step_s: float, block_size: int) -> None:
         super().__init__(block_size, lambda: time.sleep(step_s))
 
-    def execute(self, plan: SchedulerOutput) -> StepOutput:
+    def execute(self, plan: SchedulerOutput, on_start: Callable[[], None] = lambda: None) -> StepOutput:
         firsts = {item.sequence.token_ids[0] for item in plan.scheduled}
         if POISON in firsts:
             raise RuntimeError("a poisoned prompt")
         if STALL in firsts:
             time.sleep(3600)
-        return super().execute(plan)
+        return super().execute(plan, on_start)
 
 
 def load_paced(config: EngineConfig, replica: str, step_s: float = 0.002) -> ServedEngine:
