@@ -111,7 +111,7 @@ class Delivery:
         if self.num_losses:
             output = self._as_one(output, is_first)
         if is_first:
-            output = replace(output, system_fingerprint=self._system_fingerprint)
+            output = output._replace(system_fingerprint=self._system_fingerprint)
             self._first_s = self._clock()
             self._first_timing = output.timing
         return output
@@ -125,13 +125,12 @@ class Delivery:
 
     def _as_one(self, output: RequestOutput, is_first: bool) -> RequestOutput:
         """An output after a loss: what only the first one tells is left out of the others."""
-        output = replace(
-            output,
+        output = output._replace(
             request_id=self.request_id,
             timing=self._whole_timing(output, is_first),
             num_resumptions=self._take_untold(),
         )
-        return output if is_first else replace(output, prompt_logprobs=None, num_cached_tokens=0)
+        return output if is_first else output._replace(prompt_logprobs=None, num_cached_tokens=0)
 
     def _whole_timing(self, output: RequestOutput, is_first: bool) -> RequestTiming | None:
         if output.timing is None:

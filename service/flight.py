@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from service.engine.errors import EngineDeadError
 from service.engine.request import FinishReason, RequestOutput
@@ -52,7 +51,7 @@ class Flight:
         if output.is_engine_failure or output.finish_reason is FinishReason.ABORT:
             if output.new_token_ids:
                 self._output = merge(
-                    self._output, replace(output, finish_reason=None, error=None, is_engine_failure=False)
+                    self._output, output._replace(finish_reason=None, error=None, is_engine_failure=False)
                 )
             self.lose(output.error or _ABORTED)
             return

@@ -13,6 +13,7 @@ from service.engine.async_engine import AsyncEngine
 from service.engine.local_client import LocalEngineClient
 from service.errors import AddressError, UsageError
 from service.front_door import FrontDoor, open_front_door
+from service.garbage import freeze
 from service.gateway.client import EngineClient
 from service.interrupt import interruptible
 from service.logs import configure_logging
@@ -65,6 +66,7 @@ async def serve_client(settings: ServeSettings, client: EngineClient, door: Fron
     app = create_app(client, served, limits, keys=door.keys, tracer=tracer)
 
     def on_ready() -> None:
+        freeze()
         app.state.gateway.metrics.started(progress.elapsed_s)
         progress.say(ready_lines(door, served, progress.elapsed_s))
 

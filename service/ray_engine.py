@@ -17,6 +17,7 @@ from service.engine.errors import EngineDeadError, EngineError
 from service.engine.inspection import Inspection
 from service.engine.request import FinishReason, Request, RequestOutput
 from service.engine.stats import EngineHealth, EngineInfo, EngineStats
+from service.garbage import freeze
 from service.mailbox import Mailbox
 from service.ray_autoscaling import report
 from service.ray_router import CACHE_TOKENS
@@ -106,6 +107,7 @@ class EngineReplica:
         self._block_size = config.block_size if config.prefix_cache else 0
         self._engine = await asyncio.to_thread(load, config, self._name)
         self._engine.start()
+        freeze()
         self._pulse_task = asyncio.create_task(self._beat())
         logging.getLogger().addHandler(_LogForwarder(self._log))
 

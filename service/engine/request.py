@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from service.engine.bad_words import BadWords
 from service.engine.grammar import Grammar
@@ -58,6 +59,13 @@ class SamplingParams:
     logprob_token_ids: tuple[int, ...] = ()
     num_prompt_logprobs: int | None = None
     grammar: Grammar | None = None
+
+    @property
+    def is_plainly_greedy(self) -> bool:
+        """Whether always the likeliest token is drawn, and nothing else is asked about it."""
+        is_limited = self.min_tokens > 0 or self.allowed_token_ids is not None or self.bad_words is not None
+        is_changed = self.has_penalty or bool(self.logit_bias) or self.grammar is not None
+        return self.temperature == 0 and self.num_logprobs is None and not (is_limited or is_changed)
 
     @property
     def has_penalty(self) -> bool:
@@ -135,9 +143,8 @@ class RequestTiming:
     decode_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
-    """What one engine step produced for one request.
+class RequestOutput(NamedTuple):
+    """What one engine step produced for one request. A tuple, because one is made for every token.
 
     `new_token_ids` includes the stop token, if one ended the request; `stop_token_id` names it. `error` is set with
     `FinishReason.ERROR` alone. `timing` comes with the first output and with the terminal one. `logprobs` has one entry

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.cache import MemoryBatch, MemoryCache
 from model.config import MosaicV2Config, NetworkConfig
+from model.kernels import cpu_sampling
 from model.kernels.kernel import Kernel
 from service.engine.constraints import Constraints, Restriction
 from service.engine.logits import token_logprobs
@@ -99,6 +100,10 @@ class ModelRunner:
             if len(sampled) == len(logits)
             else logits[sampled, : self._num_sampled_ids]
         )
+        if all(plan.scheduled[i].sequence.is_plainly_greedy for i in sampled):
+            for i, token_id in zip(sampled, cpu_sampling.argmax(logits), strict=True):
+                token_ids[i] = token_id
+            return StepOutput(token_ids)
         rows = [self._sampling_row(plan.scheduled[i]) for i in sampled]
         told = [n for n, row in enumerate(rows) if row.params.num_logprobs is not None]
         untouched = logits[told] if told else None

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from service.engine.block_manager import BlockManager
 from service.engine.errors import RequestRejectedError
@@ -224,10 +224,10 @@ class Scheduler:
             if i in step.prompt_logprobs:
                 sequence.prompt_logprobs += step.prompt_logprobs[i]
             if i in step.failures:
-                outputs.append(replace(self._finish(sequence, FinishReason.ERROR), error=step.failures[i]))
+                outputs.append(self._finish(sequence, FinishReason.ERROR)._replace(error=step.failures[i]))
             elif token_id is not None:
                 outputs.append(self._advance(sequence, token_id, step.logprobs.get(i), now_s, i in step.complete))
-        if any(output.is_finished for output in outputs):
+        if any(output.finish_reason is not None for output in outputs):
             self.running = [s for s in self.running if s.status is RequestStatus.RUNNING]
         return outputs
 
@@ -239,7 +239,7 @@ class Scheduler:
         if sequence.request.sampling.max_tokens == 0:  # only the prompt was of interest
             end = self._finish(sequence, FinishReason.LENGTH)
             num_cached_tokens = sequence.num_cached_tokens or 0
-            return replace(end, prompt_logprobs=prompt_logprobs, num_cached_tokens=num_cached_tokens)
+            return end._replace(prompt_logprobs=prompt_logprobs, num_cached_tokens=num_cached_tokens)
         sequence.append(token_id, now_s, self.config.eos_token_id, is_complete=is_complete)
         self.waiting.charge(sequence, 1)
         output = RequestOutput(
@@ -253,7 +253,7 @@ class Scheduler:
         if sequence.finish_reason is None:
             return output
         end = self._finish(sequence, sequence.finish_reason)
-        return replace(output, finish_reason=end.finish_reason, stop_token_id=end.stop_token_id, timing=end.timing)
+        return output._replace(finish_reason=end.finish_reason, stop_token_id=end.stop_token_id, timing=end.timing)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
         sequence.status = RequestStatus.FINISHED

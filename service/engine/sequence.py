@@ -36,6 +36,7 @@ class Sequence:
         "first_scheduled_s",
         "first_token_s",
         "fork_point",
+        "is_plainly_greedy",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_preemptions",
@@ -58,6 +59,7 @@ class Sequence:
         self.status = RequestStatus.WAITING
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.output_token_ids]
         self.num_prompt_tokens = len(request.prompt_token_ids)
+        self.is_plainly_greedy = request.sampling.is_plainly_greedy
         self.num_computed_tokens = 0
         self.num_preemptions = 0
         self.num_cached_tokens: int | None = None

@@ -44,6 +44,7 @@ class OutputMerge:
         self._dropped: set[int] = set()
         self._is_poked = False
         self._waiter: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
 
     async def __aenter__(self) -> Self:
         self._tasks = [asyncio.create_task(self._ask(i, source)) for i, source in enumerate(self._sources)]
@@ -67,7 +68,7 @@ class OutputMerge:
             if self._is_poked:
                 self._is_poked = False
                 return []
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             await self._waiter
         arrived, self._arrived = self._arrived, []
         return arrived

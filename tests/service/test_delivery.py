@@ -72,7 +72,7 @@ def test_what_the_first_output_told_is_told_once() -> None:
     assert delivery.system_fingerprint == ""
     delivery.accepted("one", "f")
     assert delivery.rest(delivery.next_id()) == request
-    assert delivery.book(first) == replace(first, system_fingerprint="f")
+    assert delivery.book(first) == first._replace(system_fingerprint="f")
     assert delivery.system_fingerprint == "f"
     assert delivery.lose()
     assert delivery.lost_replicas == {"one"}
