@@ -9,7 +9,7 @@
 # make clean    remove .venv and everything built
 #
 # ARGS="..." is handed on: make serve ARGS="--local --port 8080", make test ARGS="tests/engine -x".
-# JOBS=... is how many processes share the tests; by default one runs them all.
+# JOBS=... is how many processes share the tests; 0: this one runs them all.
 # PYTHON=... chooses the interpreter, VENV=... where to install.
 # TORCH_INDEX=  (empty) takes torch from PyPI as it is; by default Linux without an NVIDIA driver gets the CPU build,
 # a tenth of the size, when its index can be reached.
@@ -17,8 +17,7 @@
 VENV ?= .venv
 ARGS ?=
 MINUTES ?= 30
-# Two halve the time on two cores, but clusters of two files may then get into each other's way.
-JOBS ?= 0
+JOBS ?= 2
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 # What an editable installation does not pick up by itself.
@@ -30,7 +29,7 @@ serve: $(VENV)/installed
 	@exec $(BIN)/tessera serve $(ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
