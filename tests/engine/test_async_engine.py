@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -12,7 +12,8 @@ from service.engine.errors import EngineDeadError, EngineOverloadedError, Reques
 from service.engine.local_client import LocalEngineClient
 from service.engine.request import FinishReason, RequestOutput
 from service.engine.stats import EngineInfo
-from tests.engine.scripted import continuation, make_engine, make_request
+from service.engine.step import SchedulerOutput, StepOutput
+from tests.engine.scripted import ScriptedRunner, continuation, make_engine, make_request
 
 INFO = EngineInfo("", 50, 32, 0, "float32", "float32", "cpu", "scripted", "scripted", 0, 6)
 
@@ -33,6 +34,20 @@ class Gate:
             self.open.clear()
         if self.error:
             raise self.error
+
+
+class FailsBeforeStart(ScriptedRunner):
+    """Raises before anybody is told that a step runs, once `after` steps have been done."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self._left = after
+
+    def execute(self, plan: SchedulerOutput, on_start: Callable[[], None] = lambda: None) -> StepOutput:
+        if self._left == 0:
+            raise ValueError("this step fails")
+        self._left -= 1
+        return super().execute(plan, on_start)
 
 
 @pytest.fixture
@@ -89,6 +104,22 @@ async def test_a_failing_step_answers_every_waiter_and_turns_health_red(
     assert not engine.health().is_healthy
     with pytest.raises(EngineDeadError):
         await collect(engine, "late")
+
+
+async def test_a_failing_step_takes_nothing_of_the_one_before(engine: AsyncEngine) -> None:
+    engine._engine.runner = FailsBeforeStart(after=2)
+    outputs = await collect(engine, "a", max_tokens=29, ignore_eos=True)
+    request = make_request("", max_tokens=29, ignore_eos=True)
+    assert [token for output in outputs for token in output.new_token_ids] == continuation(request)[:2]
+    assert outputs[-1].finish_reason is FinishReason.ERROR
+
+
+async def test_what_a_step_gave_is_heard_while_the_next_one_runs(engine: AsyncEngine, gate: Gate) -> None:
+    generator = LocalEngineClient(engine).generate(make_request("a", max_tokens=29, ignore_eos=True))
+    gate.steps_until_closed = 1  # The next step has begun and does not end.
+    async with asyncio.timeout(5):
+        assert len((await anext(generator)).new_token_ids) == 1
+    await generator.aclose()
 
 
 async def test_leaving_a_generator_aborts_within_a_step(engine: AsyncEngine, gate: Gate) -> None:
