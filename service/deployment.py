@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from service.autoscaling import Scaling
 from service.config import EngineConfig, Routing
 from service.engine.errors import EngineError
+from service.garbage import freeze
 from service.gateway.app import create_app
 from service.keys import load_keys
 from service.logs import LogFormat, configure_logging
@@ -151,6 +152,7 @@ class GatewayReplica:
             load_keys(settings),
             gateway_tracer(settings, name),
         )
+        freeze()
 
     async def measurements(self) -> tuple[str, list[Metric]]:
         """This gateway's name and metrics."""

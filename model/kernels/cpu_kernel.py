@@ -121,9 +121,8 @@ class CpuKernel:
             raise ValueError("the CPU kernels need a cache whose keys lie by dimension")
         # Arrays, because every call into torch offers the interpreter to other threads, which keep it for a while.
         num_new, num_computed = array("i", batch.num_new), array("i", batch.num_computed)
-        last = accumulate(batch.num_new, initial=-1)
-        next(last)
-        wanted = array("i", last if rows is None else rows.tolist())
+        lasts = [end - 1 for end in accumulate(batch.num_new)]
+        wanted = array("i", lasts if rows is None else rows.tolist())
         logits = torch.empty(len(wanted), self._vocab_size)
         tables, slots, ids = batch.block_tables.contiguous(), batch.slots.contiguous(), token_ids.contiguous()
         snapshots, short_tables = (

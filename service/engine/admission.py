@@ -31,7 +31,8 @@ class QueueLimits:
 class Admission:
     """Counts what was accepted and has not ended. For one thread.
 
-    `running` tells the requests that run at this moment; being late by a step does no harm.
+    `running` tells the requests that run at this moment; being late by a step does no harm. Nor does a request that has
+    ended and whose end is still to be told: it counts as waiting until then.
 
     A key may have as many requests waiting, and tokens, as there are places still free: so one that floods the queue
     gets half of it, two get a third each, and there is always room for one that has nothing there. (These are the

@@ -159,6 +159,7 @@ class AsyncEngine:
             self._wake.notify()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
+        await asyncio.sleep(0)  # What the thread has posted comes first.
         self._fail_all("the engine is shutting down")
 
     def _running_requests(self) -> list[Request]:
@@ -176,9 +177,12 @@ class AsyncEngine:
         try:
             while self._wait_for_work():
                 self._untold += self._read_inbox()
-                outputs = self._engine.step(self._tell)
+                outputs = self._engine.step(self._tell)  # which may put another list in the place of `_untold`
                 self._untold += outputs
                 self._last_progress_s = time.monotonic()
+                if all(output.timing is not None for output in outputs):
+                    # Nothing but first tokens and ends, as with few users: they are what somebody waits for.
+                    self._tell()
         except Exception:
             logger.exception("engine step failed; the engine stops")
             self._tell()
@@ -188,8 +192,8 @@ class AsyncEngine:
     def _tell(self) -> None:
         """Posts what the loop does not know yet.
 
-        As a rule of the step before, just when the network begins to run: the loop's thread then has the interpreter
-        to itself, where it would else have to share it with the planning of the next step.
+        As a rule that is of the step before, just when the network begins to run: the loop's thread then has the
+        interpreter to itself, where it would else have to share it with the planning of the step.
         """
         if self._untold:
             outputs, self._untold = self._untold, []

@@ -15,7 +15,7 @@ from service.engine.step import SchedulerOutput, StepOutput
 
 
 class Runner(Protocol):
-    """Executes a plan. Calls `on_start` once, when only arithmetic is left to do."""
+    """Executes a plan. Calls `on_start` once, when all is prepared and the network is about to run."""
 
     def execute(self, plan: SchedulerOutput, on_start: Callable[[], None] = lambda: None) -> StepOutput: ...
 
@@ -50,7 +50,8 @@ class Engine:
     def step(self, on_start: Callable[[], None] = lambda: None) -> list[RequestOutput]:
         """Plans, executes and books one step. A request's last output `is_finished`.
 
-        Calls `on_start` once, when only arithmetic is left to do: a good moment for other threads to run.
+        Calls `on_start` once, when the network is about to run or there is nothing to run it for: a good moment for
+        other threads.
         """
         scheduler = self.scheduler
         started_s = time.monotonic()

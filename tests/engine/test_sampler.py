@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import fields, replace
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.engine.bad_words import BadWords
+from service.engine.grammar import Grammar, GrammarKind
 from service.engine.request import SamplingParams
 from service.engine.sampler import SamplingRow, sample, uniform
 from tests.engine.naive_sampler import naive_sample
@@ -97,3 +100,41 @@ def test_uniform_depends_on_every_argument_and_fills_the_unit_interval() -> None
     assert uniform(-1, 0, 0) == uniform(2**64 - 1, 0, 0)
     # Pinned: another value would change every sampled text between two releases.
     assert (uniform(0, 0, 0), uniform(7, 1, 3)) == (0.156742553465558, 0.5899433553244471)
+
+
+# What makes more of the likeliest token than to draw it, beside what has no say where that is drawn.
+CHANGING: dict[str, object] = {
+    "temperature": 0.5,
+    "min_tokens": 1,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.1,
+    "frequency_penalty": 0.1,
+    "logit_bias": ((1, 1.0),),
+    "allowed_token_ids": (1,),
+    "bad_words": BadWords((), 1),
+    "num_logprobs": 0,
+    "grammar": Grammar(GrammarKind.REGEX, "a"),
+}
+HARMLESS: dict[str, object] = {
+    "max_tokens": 3,
+    "top_k": 3,
+    "top_p": 0.5,
+    "typical_p": 0.5,
+    "min_p": 0.5,
+    "seed": 3,
+    "choice_index": 3,
+    "ignore_eos": True,
+    "stop_token_ids": (3,),
+    "logprob_token_ids": (3,),
+    "num_prompt_logprobs": 3,
+}
+
+
+def test_plainly_greedy_is_what_nothing_else_is_asked_of() -> None:
+    assert {field.name for field in fields(SamplingParams)} == CHANGING.keys() | HARMLESS.keys()
+    greedy = SamplingParams(max_tokens=1, temperature=0)
+    assert greedy.is_plainly_greedy
+    for name, value in CHANGING.items():
+        assert not replace(greedy, **{name: value}).is_plainly_greedy, name  # type: ignore[arg-type]
+    for name, value in HARMLESS.items():
+        assert replace(greedy, **{name: value}).is_plainly_greedy, name  # type: ignore[arg-type]

@@ -54,6 +54,7 @@ async def test_all_requests_of_a_gateway_that_leaves_are_ended_also_those_that_e
 
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
     monkeypatch.setattr(ray_engine.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(ray_engine, "freeze", lambda: None)  # This process goes on to other tests.
     engine, handlers = PreparingEngine(), list(logging.getLogger().handlers)
     replica = ray_engine.EngineReplica.__new__(ray_engine.EngineReplica)
     await replica.__init__(EngineConfig("m"), lambda *_: cast("ServedEngine", engine))  # type: ignore[misc]

@@ -171,10 +171,10 @@ struct Scratch {
   // Side by side the heads of one query are read faster, apart they keep more threads busy. Those of a sequence with many
   // queries are a piece each: beside sequences that have one, it would else be most of the work in one thread's hands.
   void share_out_heads(const Model& m, const Step& step, int num_threads) {
-    const int64_t together = static_cast<int64_t>(m.n_head) * step.num_sequences / (4 * num_threads);
+    const int64_t fair = static_cast<int64_t>(m.n_head) * step.num_sequences / (4 * num_threads);
     pieces.clear();
     for (int64_t seq = 0; seq < step.num_sequences; ++seq) {
-      const auto heads = static_cast<int>(std::clamp<int64_t>(together / std::max(step.num_new[seq], 1), 1, m.n_head));
+      const auto heads = static_cast<int>(std::clamp<int64_t>(fair / std::max(step.num_new[seq], 1), 1, m.n_head));
       for (int first = 0; first < m.n_head; first += heads)
         pieces.push_back({seq, first, std::min(heads, m.n_head - first)});
     }

@@ -115,7 +115,7 @@ static void gate_rows(const Walk& w, const Layer& layer) {
   });
 }
 
-// Phase: both contextual memories, one of them a piece.
+// Phase: both contextual memories, some heads of one sequence in one of them a piece.
 static void gated_memories(const Walk& w, const Layer& layer, int l) {
   const std::vector<HeadsPiece>& pieces = w.scratch.pieces;
   w.team.share(2 * (int64_t)pieces.size(), [&](int64_t i) {
