@@ -1,10 +1,10 @@
 """Makes of a training run's model a directory to pass on: narrow weights, and a card that was measured.
 
-    python -m model.ship CONFIG OUT_DIR --text FILE[.xz] [--about FILE.md] [section.key=value ...]
+    python -m model.ship CONFIG OUT_DIR --text FILE[.xz] [--about FILE.md ...] [section.key=value ...]
 
 CONFIG and keys are those it was trained with. The card tells what the model loses on all of the text, which the run
 must not have trained on, and shows completions of the recipe's prompts. What only a person knows (what it is for, data
-and licences) comes from the Markdown file --about.
+and licences) comes from the Markdown files --about.
 """
 
 from __future__ import annotations
@@ -99,13 +99,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out_dir", metavar="OUT_DIR", type=Path, help="the directory to make; its name is the model's")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="as the run was given them")
     parser.add_argument("--text", metavar="FILE", type=Path, required=True, help="to measure on; plain or .xz")
-    parser.add_argument("--about", metavar="FILE", type=Path, help="Markdown for the card: use, data, licences")
+    parser.add_argument(
+        "--about", metavar="FILE", type=Path, action="append", default=[],
+        help="Markdown for the card: use, data, licences; of several, one after the other",
+    )  # fmt: skip
     parser.add_argument("--weights", choices=WEIGHTS, default="bfloat16", help="their type (default: %(default)s)")
     options = parser.parse_intermixed_args(arguments)
     errors = Console(stderr=True)
     try:
         recipe = load_recipe(options.config, options.overrides)
-        about = read_about(options.about) if options.about else None
+        about = "\n\n".join(read_about(path) for path in options.about) or None
         with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
             ship(recipe, options.out_dir, options.text, about, options.weights, progress)
     except (ValueError, OSError) as error:

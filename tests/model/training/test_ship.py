@@ -31,16 +31,19 @@ def test_a_runs_model_with_its_card(
     monkeypatch.setattr(ship, "SAMPLE_TOKENS", 5)
     recipe = write_recipe(corpus, run={"prompts": ["Tom found", "the fox"]})
     keys = ["training.schedule=constant", "training.decay_steps=2", *([V2] if version == "v2" else [])]
-    about, out, text = corpus / "about.md", corpus / "my-tales", corpus / "tales.txt"
+    about, runs, out, text = (corpus / name for name in ("about.md", "runs.md", "my-tales", "tales.txt"))
+    runs.write_text("## Earlier runs\n\nMany.\n", encoding="utf-8")
     about.write_text("**Made in a test.**\n\n## Use\n\nNone.\n\n## Data\n\nOurs.\n", encoding="utf-8")
     assert train([str(recipe), *keys]) == 0
-    assert main([str(recipe), str(out), *keys, "--text", str(text), "--about", str(about)]) == 0
+    from_people = ["--about", str(about), "--about", str(runs)]
+    assert main([str(recipe), str(out), *keys, "--text", str(text), *from_people]) == 0
     assert {path.name for path in out.iterdir()} == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
     card = (out / "README.md").read_text(encoding="utf-8")
     model, tokenizer = load_model(out), Tokenizer.load(out)
     assert tokenizer is not None
     assert card.startswith("# my-tales\n\n**Made in a test.**\n\n")
-    assert re.findall(r"^## (.*)$", card, re.MULTILINE) == ["Use", "Data", "Training", "Validation", "Completions"]
+    sections = ["Use", "Data", "Earlier runs", "Training", "Validation", "Completions"]
+    assert re.findall(r"^## (.*)$", card, re.MULTILINE) == sections
     for row in (
         f"| parameters | {model.num_parameters:,} |", "| weights | bfloat16, safetensors |", "| steps | 6 |",
         "| batch | 4 windows of 24 tokens |", "| tokens | 576 |", "| stories.txt.xz | 1.5 |", "| tales.txt | 0.5 |",
