@@ -24,7 +24,7 @@ class FilesAndRay(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         path = super()._split_scope(nodeid)
-        return "ray" if _starts_ray(path) else path
+        return "ray" if _starts_ray(Path(path)) else path
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -37,9 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     alone at the end.
     """
     here = Path(__file__).parent
-    items.sort(key=lambda item: (not _starts_ray(item.nodeid.split("::")[0]), item.path.parent != here))
+    items.sort(key=lambda item: (not _starts_ray(item.path), item.path.parent != here))
 
 
-def _starts_ray(path: str) -> bool:
-    name = path.rpartition("/")[2]
-    return name in _WITH_RAY or name.startswith("test_ray_")
+def _starts_ray(path: Path) -> bool:
+    return path.name in _WITH_RAY or path.name.startswith("test_ray_")

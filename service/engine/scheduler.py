@@ -227,7 +227,7 @@ class Scheduler:
                 outputs.append(self._finish(sequence, FinishReason.ERROR)._replace(error=step.failures[i]))
             elif token_id is not None:
                 outputs.append(self._advance(sequence, token_id, step.logprobs.get(i), now_s, i in step.complete))
-        if any(output.finish_reason is not None for output in outputs):
+        if any(output.is_finished for output in outputs):
             self.running = [s for s in self.running if s.status is RequestStatus.RUNNING]
         return outputs
 

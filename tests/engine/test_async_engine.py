@@ -36,18 +36,24 @@ class Gate:
             raise self.error
 
 
-class FailsBeforeStart(ScriptedRunner):
-    """Raises before anybody is told that a step runs, once `after` steps have been done."""
+class StopsBeforeStart(ScriptedRunner):
+    """Calls `stop` before anybody is told that a step runs, once `after` steps have been done."""
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, after: int, stop: Callable[[], object]) -> None:
         super().__init__()
         self._left = after
+        self._stop = stop
 
     def execute(self, plan: SchedulerOutput, on_start: Callable[[], None] = lambda: None) -> StepOutput:
         if self._left == 0:
-            raise ValueError("this step fails")
-        self._left -= 1
+            self._stop()
+        else:
+            self._left -= 1
         return super().execute(plan, on_start)
+
+
+def fail() -> None:
+    raise ValueError("this step fails")
 
 
 @pytest.fixture
@@ -107,7 +113,7 @@ async def test_a_failing_step_answers_every_waiter_and_turns_health_red(
 
 
 async def test_a_failing_step_takes_nothing_of_the_one_before(engine: AsyncEngine) -> None:
-    engine._engine.runner = FailsBeforeStart(after=2)
+    engine._engine.runner = StopsBeforeStart(2, fail)
     outputs = await collect(engine, "a", max_tokens=29, ignore_eos=True)
     request = make_request("", max_tokens=29, ignore_eos=True)
     assert [token for output in outputs for token in output.new_token_ids] == continuation(request)[:2]
@@ -116,9 +122,20 @@ async def test_a_failing_step_takes_nothing_of_the_one_before(engine: AsyncEngin
 
 async def test_what_a_step_gave_is_heard_while_the_next_one_runs(engine: AsyncEngine, gate: Gate) -> None:
     generator = LocalEngineClient(engine).generate(make_request("a", max_tokens=29, ignore_eos=True))
-    gate.steps_until_closed = 1  # The next step has begun and does not end.
+    gate.steps_until_closed = 2  # The third has begun and does not end.
+    async with asyncio.timeout(5):
+        for _ in range(2):  # A first token is told at once, a second as the third is begun with.
+            assert len((await anext(generator)).new_token_ids) == 1
+    await generator.aclose()
+
+
+async def test_a_first_token_waits_for_no_step_after_it(engine: AsyncEngine) -> None:
+    go_on = threading.Event()
+    engine._engine.runner = StopsBeforeStart(1, lambda: go_on.wait(60))
+    generator = LocalEngineClient(engine).generate(make_request("a", max_tokens=29, ignore_eos=True))
     async with asyncio.timeout(5):
         assert len((await anext(generator)).new_token_ids) == 1
+    go_on.set()
     await generator.aclose()
 
 

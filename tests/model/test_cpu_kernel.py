@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -232,9 +234,9 @@ def test_logits_come_for_the_last_token_of_each_sequence() -> None:
     assert torch.equal(last, run.kernel.step(ids, batch, rows=torch.tensor([8, 13])))
 
 
-@pytest.mark.parametrize("kind", [CpuKernel, TorchKernel])
-def test_the_start_is_told_once_and_before_anything_is_absorbed(kind: type[CpuKernel] | type[TorchKernel]) -> None:
-    kernel = kind(make_model(BASE), num_threads=1) if kind is CpuKernel else TorchKernel(make_model(BASE))
+@pytest.mark.parametrize("make", [partial(CpuKernel, num_threads=1), TorchKernel])
+def test_the_start_is_told_once_and_before_anything_is_absorbed(make: Callable[[MemoryMosaic], Kernel]) -> None:
+    kernel = make(make_model(BASE))
     cache = MemoryCache(BASE, num_blocks=2, block_size=16, num_slots=1, keys_by_dimension=kernel.keys_by_dimension)
     batch = MemoryBatch(cache, torch.tensor([0]), torch.tensor([[1]]), (0,), (2,))
     states: list[bool] = []
